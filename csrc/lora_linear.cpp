@@ -1,0 +1,145 @@
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "lora.h"
+
+namespace lorun {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+constexpr const char* kName = "lora_linear";
+
+void check_arguments(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
+                     const std::optional<Tensor>& bias) {
+  check_linear_adapter(kName, weight, up, down);
+  check_layer_input(kName, input, weight, bias);
+  TORCH_CHECK_VALUE(input.dim() >= 1 && input.size(-1) == weight.size(1), kName, ": input must have ",
+                    weight.size(1), " features in its last dimension for weight ", weight.sizes(),
+                    ", got shape ", input.sizes());
+}
+
+Tensor merge_for(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
+                 double scaling) {
+  return merge(weight, up, down, scaling, at::MemoryFormat::Contiguous, input.scalar_type());
+}
+
+Tensor lora_linear(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
+                   const std::optional<Tensor>& bias, double scaling) {
+  check_arguments(input, weight, up, down, bias);
+  return at::linear(input, merge_for(input, weight, up, down, scaling), bias);
+}
+
+// output_mask is in the order of the results: input, weight, lora_up, lora_down, bias.
+Gradients lora_linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                               const Tensor& up, const Tensor& down, double scaling,
+                               std::array<bool, 5> output_mask) {
+  check_arguments(input, weight, up, down, std::nullopt);
+  const NoAutocast guard;
+  const auto [need_input, need_weight, need_up, need_down, need_bias] = output_mask;
+  const Tensor rows = input.reshape({-1, weight.size(1)});
+  const Tensor grad_rows = grad.reshape({-1, weight.size(0)});
+  const auto dtype = weight.scalar_type();
+  Tensor grad_input, grad_weight, grad_up, grad_down, grad_bias;
+  if (need_input) {
+    grad_input = at::mm(grad_rows, merge_for(input, weight, up, down, scaling)).view(input.sizes());
+  }
+  if (need_weight) {
+    grad_weight = at::mm(grad_rows.t(), rows).to(dtype);
+  }
+  // The adapter's gradients pass through its rank: d W itself is never formed for them.
+  if (need_up) {
+    const Tensor lowered = at::mm(rows, down.to(rows.scalar_type()).t());
+    grad_up = at::mm(grad_rows.t(), lowered).to(dtype).mul_(scaling);
+  }
+  if (need_down) {
+    const Tensor lowered = at::mm(grad_rows, up.to(rows.scalar_type()));
+    grad_down = at::mm(lowered.t(), rows).to(dtype).mul_(scaling);
+  }
+  if (need_bias) {
+    grad_bias = grad_rows.sum(0);
+  }
+  return {grad_input, grad_weight, grad_up, grad_down, grad_bias};
+}
+
+template <c10::DeviceType device>
+Tensor lora_linear_autocast(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
+                            const std::optional<Tensor>& bias, double scaling) {
+  static const auto op = find_op<decltype(lora_linear)>("lorun::lora_linear");
+  const NoAutocast guard;
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  // The parameters stay as they are: W is merged in their precision and rounded once, and no copy is saved.
+  return op.call(at::autocast::cached_cast(dtype, input, device), weight, up, down,
+                 at::autocast::cached_cast(dtype, bias, device), scaling);
+}
+
+class LoRALinear : public torch::autograd::Function<LoRALinear> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& up,
+                        const Tensor& down, const std::optional<Tensor>& bias, double scaling) {
+    static const auto op = find_op<decltype(lora_linear)>("lorun::lora_linear");
+    at::AutoDispatchBelowAutograd below;
+    Tensor output = op.call(input, weight, up, down, bias, scaling);
+    ctx->save_for_backward({input, weight, up, down});
+    ctx->saved_data["scaling"] = scaling;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find_op<decltype(lora_linear_backward)>("lorun::lora_linear_backward");
+    const auto saved = ctx->get_saved_variables();
+    std::array<bool, 5> mask;
+    for (size_t i = 0; i < mask.size(); ++i) {
+      mask[i] = ctx->needs_input_grad(i);
+    }
+    auto [input, weight, up, down, bias] = op.call(grads[0], saved[0], saved[1], saved[2], saved[3],
+                                                   ctx->saved_data["scaling"].toDouble(), mask);
+    return {input, weight, up, down, bias, Tensor()};
+  }
+};
+
+Tensor lora_linear_autograd(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
+                            const std::optional<Tensor>& bias, double scaling) {
+  return LoRALinear::apply(input, weight, up, down, bias, scaling);
+}
+
+Gradients lora_linear_backward_autograd(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                        const Tensor& up, const Tensor& down, double scaling,
+                                        std::array<bool, 5> output_mask) {
+  static const auto op = find_op<decltype(lora_linear_backward)>("lorun::lora_linear_backward");
+  refuse_second_order(kName, {grad, input, weight, up, down});
+  at::AutoDispatchBelowAutograd below;
+  return op.call(grad, input, weight, up, down, scaling, output_mask);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(lorun, m) {
+  m.def(
+      "lora_linear(Tensor input, Tensor weight, Tensor lora_up, Tensor lora_down, Tensor? bias, float "
+      "scaling)"
+      " -> Tensor");
+  m.def(
+      "lora_linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor lora_up, Tensor lora_down,"
+      " float scaling, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(lorun, CompositeExplicitAutograd, m) {
+  m.impl("lora_linear", lora_linear);
+  m.impl("lora_linear_backward", lora_linear_backward);
+}
+
+TORCH_LIBRARY_IMPL(lorun, AutocastCPU, m) { m.impl("lora_linear", lora_linear_autocast<c10::kCPU>); }
+
+TORCH_LIBRARY_IMPL(lorun, AutocastCUDA, m) { m.impl("lora_linear", lora_linear_autocast<c10::kCUDA>); }
+
+TORCH_LIBRARY_IMPL(lorun, Autograd, m) {
+  m.impl("lora_linear", lora_linear_autograd);
+  m.impl("lora_linear_backward", lora_linear_backward_autograd);
+}
+
+}  // namespace lorun

@@ -1,0 +1,163 @@
+"""Low-rank adapted convolution: W is merged on the fly, never stored and never kept for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorun_kernels._checks import check_input_dtype, check_tensors
+from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
+from lorun_kernels._vmap import loop_rule
+
+_op = torch.ops.lorun.lora_conv2d.default
+_backward_op = torch.ops.lorun.lora_conv2d_backward.default
+_aten_convolution = torch.ops.aten.convolution.default
+_aten_convolution_backward = torch.ops.aten.convolution_backward.default
+
+
+@torch.library.register_fake("lorun::lora_conv2d")
+def _lora_conv2d_fake(
+    input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form
+):
+    batch = input.unsqueeze(0) if input.dim() == 3 else input
+    merged = weight.to(input.dtype)
+    output = _aten_convolution(batch, merged, bias, stride, padding, dilation, False, [0, 0], groups)
+    return output.squeeze(0) if input.dim() == 3 else output
+
+
+@torch.library.register_fake("lorun::lora_conv2d_backward")
+def _lora_conv2d_backward_fake(
+    grad,
+    input,
+    weight,
+    lora_up,
+    lora_down,
+    stride,
+    padding,
+    dilation,
+    groups,
+    scaling,
+    form,
+    output_mask,
+):
+    unbatched = input.dim() == 3
+    need_input, need_weight, need_up, need_down, need_bias = output_mask
+    grad_input, grad_merged, grad_bias = _aten_convolution_backward(
+        grad.unsqueeze(0) if unbatched else grad,
+        input.unsqueeze(0) if unbatched else input,
+        weight.to(input.dtype),
+        [weight.shape[0]],
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        [need_input, need_weight or need_up or need_down, need_bias],
+    )
+    return (
+        grad_input.squeeze(0) if need_input and unbatched else grad_input,
+        grad_merged.to(weight.dtype) if need_weight else None,
+        torch.empty_like(lora_up) if need_up else None,
+        torch.empty_like(lora_down) if need_down else None,
+        grad_bias,
+    )
+
+
+def _lora_conv2d_vmap(info, in_dims, input, *args):
+    if in_dims[0] is None or any(isinstance(dim, int) for dim in in_dims[1:5]):
+        return _lora_conv2d_loop(info, in_dims, input, *args)
+    batch = input.movedim(in_dims[0], 0)
+    if batch.dim() == 4:
+        return _op(batch, *args), 0
+    return _op(batch.flatten(0, 1), *args).unflatten(0, batch.shape[:2]), 0
+
+
+_lora_conv2d_loop = loop_rule(_op)
+torch.library.register_vmap("lorun::lora_conv2d", _lora_conv2d_vmap)
+torch.library.register_vmap("lorun::lora_conv2d_backward", loop_rule(_backward_op))
+
+
+def _resolve_padding(
+    input: Tensor, weight: Tensor, stride: list[int], padding: str, dilation: list[int]
+) -> tuple[Tensor, list[int]]:
+    """What F.conv2d makes of padding="valid" and "same": an odd total pads one more at the end."""
+    if padding == "valid":
+        return input, [0, 0]
+    if padding != "same":
+        raise ValueError(f'lora_conv2d: padding must be an int, a pair, "same" or "valid", got {padding!r}')
+    if stride != [1, 1]:
+        raise ValueError(
+            f'lora_conv2d: padding="same" needs stride 1, got {stride}; give padding as a number'
+        )
+    total_h, total_w = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    if total_h % 2 or total_w % 2:
+        input = F.pad(input, [0, total_w % 2, 0, total_h % 2])
+    return input, [total_h // 2, total_w // 2]
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
+    if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
+        raise ValueError(f"lora_conv2d: {name} must be an int >= {least} or a pair of them, got {value!r}")
+    return pair
+
+
+def lora_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    lora_up: Tensor,
+    lora_down: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    scaling: float = 1.0,
+    form: str = "reshape",
+) -> Tensor:
+    """Convolve with ``W = weight + scaling * (lora_up @ lora_down).view_as(weight)``.
+
+    Equation 4 of arXiv 2602.18697. W is merged for the call, in the layout that the convolution wants, and
+    freed after it. Autograd keeps `input`, `weight`, `lora_up` and `lora_down` (references, no copies) and
+    computes only the gradients that are asked for. While ``lora_up`` is zero the result equals
+    ``F.conv2d(input, weight, ...)``, on CPU bit for bit.
+
+    Args:
+        input: ``(N, Cin, H, W)`` or ``(Cin, H, W)``; float64, float32, bfloat16 or float16, any values, any
+            layout. The result has the layout that ``F.conv2d`` would give it.
+        weight: the base weight W0, ``(Cout, Cin/groups, kh, kw)``, in the dtype of `input`.
+        lora_up: the left factor, zero at the start of training. With rank r and k0 = min(kh, kw), its shape
+            is ``(Cout/groups*kh, r*k0)`` for ``form="reshape"`` and ``(Cout, r)`` for ``form="factored"``.
+        lora_down: the right factor, ``(r*k0, Cin*kw)`` or ``(r, Cin/groups*kh*kw)``.
+        bias: ``(Cout,)`` or None.
+        stride, padding, dilation, groups: as in ``F.conv2d``, ``padding="same"`` and ``"valid"`` included.
+        scaling: any float; multiplies the product of the factors.
+        form: ``"reshape"`` is Eq. 4; ``"factored"`` is a k x k convolution to r channels, then a 1 x 1.
+
+    Returns:
+        ``(N, Cout, H', W')``, or ``(Cout, H', W')`` for an input without a batch.
+
+    Raises:
+        ValueError: a shape, rank, device, form or convolution argument that does not fit; the message names
+            it. The rank is at least 1 and at most ``min(Cout/groups, Cin)`` (Eq. 12) for ``"reshape"``, the
+            smaller side of the factored matrix for ``"factored"``.
+        TypeError: an argument that is not a tensor, or dtypes that differ outside ``torch.autocast``.
+
+    Under ``torch.autocast`` the input and the bias are converted as for ``F.conv2d``; W is merged in the
+    parameters' own dtype and rounded once. ``torch.compile(fullgraph=True)``, ``torch.export`` and
+    ``torch.vmap`` work. Second-order gradients and ``torch.func.grad`` do not, and say so:
+    ``lorun_kernels.reference.lora_conv2d`` is the differentiable definition.
+    """
+    check_tensors("lora_conv2d", input=input, weight=weight, lora_up=lora_up, lora_down=lora_down)
+    check_input_dtype("lora_conv2d", input, weight)
+    stride = _pair("stride", stride, 1)
+    dilation = _pair("dilation", dilation, 1)
+    if isinstance(padding, str):
+        input, padding = _resolve_padding(input, weight, stride, padding, dilation)
+    else:
+        padding = _pair("padding", padding, 0)
+    return _op(input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form)
