@@ -1,0 +1,133 @@
+"""Photographs: reading them as grey images in [0, 1], and cutting random training crops."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+# Full-range luma of ITU-R BT.601, the convention of compressive sensing (not the 16-235 of YCbCr).
+LUMA = np.array([0.299, 0.587, 0.114])
+# Batches from this index on serve principal_phi, so they are never those that training sees.
+PRINCIPAL_BATCH = 10**9
+# Every 50th photograph is kept from training, to watch the quality on.
+HELD_OUT = 50
+
+
+def list_photos(folder: str | Path) -> list[Path]:
+    """The image files directly in a folder, sorted by name."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; name one that holds images")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f"{folder}: holds no image; expected one of {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def read_grey(path: str | Path) -> np.ndarray:
+    """An image file as Y, (H, W) float32 in [0, 1]; colours become 0.299 R + 0.587 G + 0.114 B."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_grey(_as_array(image))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error}); give a PNG, JPEG, BMP or TIFF") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8, uint16, bool or float in [0, 1] -> Y, (H, W) float32 in [0, 1]."""
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(f"image: expected (H, W) or (H, W, 3), got {image.shape}")
+    if image.dtype.kind == "f":
+        scaled = image.astype(np.float64)
+        if not np.isfinite(scaled).all():
+            raise ValueError("image: holds NaN or Inf; mend those pixels first")
+        if scaled.min() < 0 or scaled.max() > 1:
+            raise ValueError(
+                f"image: expected floats in [0, 1], got {scaled.min():.4g} to {scaled.max():.4g}"
+            )
+    elif image.dtype in (np.uint8, np.uint16, np.bool_):
+        scaled = image / (1.0 if image.dtype == np.bool_ else np.iinfo(image.dtype).max)
+    else:
+        raise ValueError(f"image: expected uint8, uint16, bool or float, got {image.dtype}")
+    return (scaled if image.ndim == 2 else scaled @ LUMA).astype(np.float32)
+
+
+class PhotoCrops:
+    """Random square crops of photographs, flipped and turned at random.
+
+    Args:
+        folders: folders of images; larger images are drawn more often, in proportion to their pixels.
+        seed: the k-th batch depends on the seed and on k only, so a resumed run sees what it would have seen.
+    """
+
+    def __init__(self, folders: list[str] | list[Path], seed: int = 0):
+        paths = [path for folder in folders for path in list_photos(folder)]
+        photos = [np.rint(read_grey(path) * 255).astype(np.uint8) for path in paths]
+        self.images = [photo for index, photo in enumerate(photos) if index % HELD_OUT]
+        self.validation = photos[::HELD_OUT]
+        self.seed = seed
+
+    def batch(self, index: int, count: int, side: int) -> Tensor:
+        """Batch number `index`: (count, 1, side, side) float32 in [0, 1]."""
+        large = [image for image in self.images if min(image.shape) >= side]
+        if not large:
+            raise ValueError(f"crop: no training image is {side}x{side} pixels or more; use smaller crops")
+        random = np.random.default_rng((self.seed, index))
+        weights = np.array([image.size for image in large], dtype=np.float64)
+        chosen = random.choice(len(large), size=count, p=weights / weights.sum())
+        crops = np.stack([_random_crop(large[i], side, random) for i in chosen])
+        return torch.from_numpy(crops).unsqueeze(1).float().div_(255)
+
+    def held_out(self, side: int) -> Tensor:
+        """Centres of the photographs that no batch is cut from, (N, 1, side, side)."""
+        images = [image for image in self.validation if min(image.shape) >= side]
+        if not images:
+            raise ValueError(f"data: no held-out photograph is {side}x{side} pixels or more; add larger ones")
+        centres = [
+            _crop(image, (image.shape[0] - side) // 2, (image.shape[1] - side) // 2, side) for image in images
+        ]
+        return torch.from_numpy(np.stack(centres)).unsqueeze(1).float().div_(255)
+
+
+def principal_phi(photos: PhotoCrops, rows: int, block: int, crops: int = 30_000) -> Tensor:
+    """The first principal components of blocks of the training photographs, (rows, block^2), orthonormal.
+
+    Of all matrices with so many rows this Phi loses the least energy of the training blocks, so a learned
+    Phi that starts here starts from the best linear measurement.
+    """
+    covariance = torch.zeros(block * block, block * block, dtype=torch.float64)
+    for index in range(0, crops, 1000):
+        blocks = photos.batch(PRINCIPAL_BATCH + index, 1000, block).flatten(1).double()
+        covariance += blocks.T @ blocks
+    return torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :rows].T.float().contiguous()
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    if image.mode in ("L", "1", "I;16", "F", "RGB"):
+        return np.asarray(image)
+    if image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"expected 16-bit values, got {values.min()} to {values.max()}")
+        return values.astype(np.uint16)
+    return np.asarray(image.convert("RGB"))
+
+
+def _crop(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    return image[top : top + side, left : left + side]
+
+
+def _random_crop(image: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
+    top = random.integers(image.shape[0] - side + 1)
+    left = random.integers(image.shape[1] - side + 1)
+    crop = np.rot90(_crop(image, top, left, side), random.integers(4))
+    return crop[:, ::-1] if random.integers(2) else crop

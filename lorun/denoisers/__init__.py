@@ -1,0 +1,5 @@
+"""Denoisers: modules called as denoiser(x, noise_level) that return an image like x."""
+
+from lorun.denoisers.unet import UNet
+
+__all__ = ["UNet"]

@@ -1,0 +1,100 @@
+"""Tables of PSNR and SSIM: every image of a folder, every model, from simulated measurements."""
+
+import csv
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lorun import metrics
+from lorun.restorer import Restorer
+
+PROTOCOL = "cs"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One image restored by one method."""
+
+    image: str
+    method: str
+    psnr: float
+    ssim: float
+    seconds: float
+
+
+def restore_and_score(
+    image: str, method: str, restorer: Restorer, truth: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], Score, Score]:
+    """Measure and restore one image; returns (start, restored) and the scores of both."""
+    measurement = restorer.measure(truth)
+    started = time.perf_counter()
+    restored = restorer.restore(measurement)
+    seconds = time.perf_counter() - started
+    start = restorer.start(measurement)
+    scores = (
+        _score(image, f"{method} start Phi^T y", start, truth, 0.0),
+        _score(image, method, restored, truth, seconds),
+    )
+    return (start, restored), *scores
+
+
+def evaluate(images: dict[str, np.ndarray], restorers: dict[str, Restorer]) -> list[Score]:
+    """Measure and restore every image with every model; before each, a row for its start Phi^T y."""
+    scores = []
+    with tqdm(total=len(images) * len(restorers), unit="image", dynamic_ncols=True) as bar:
+        for name, truth in images.items():
+            for label, restorer in restorers.items():
+                _, *pair = restore_and_score(name, label, restorer, truth)
+                scores += pair
+                bar.set_postfix_str(f"{name} {pair[1].psnr:.2f} dB")
+                bar.update()
+    return scores
+
+
+def averages(scores: list[Score]) -> list[Score]:
+    """The mean of every method over its images."""
+    methods = list(dict.fromkeys(s.method for s in scores))
+    return [_average([s for s in scores if s.method == method]) for method in methods]
+
+
+def to_markdown(scores: list[Score]) -> str:
+    """A Markdown table of scores and averages; PSNR in dB, protocol "cs"."""
+    lines = ["| image | method | PSNR (dB) | SSIM | seconds |", "|---|---|---:|---:|---:|"]
+    for s in [*scores, *averages(scores)]:
+        seconds = f"{s.seconds:.2f}" if s.seconds else ""
+        lines.append(f"| {s.image} | {s.method} | {s.psnr:.2f} | {s.ssim:.4f} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(scores: list[Score]) -> str:
+    """The same table as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "method", "psnr_db", "ssim", "seconds"])
+    for s in [*scores, *averages(scores)]:
+        writer.writerow([s.image, s.method, f"{s.psnr:.4f}", f"{s.ssim:.6f}", f"{s.seconds:.4f}"])
+    return text.getvalue()
+
+
+def write_table(scores: list[Score], path: Path) -> None:
+    """Write a .md or .csv file."""
+    writers = {".md": to_markdown, ".csv": to_csv}
+    if path.suffix not in writers:
+        raise ValueError(f"{path}: expected a name that ends in .md or .csv")
+    path.write_text(writers[path.suffix](scores), encoding="utf-8")
+
+
+def _score(image: str, method: str, restored: np.ndarray, truth: np.ndarray, seconds: float) -> Score:
+    psnr = metrics.psnr(restored, truth, PROTOCOL)
+    return Score(image, method, psnr, metrics.ssim(restored, truth, PROTOCOL), seconds)
+
+
+def _average(scores: list[Score]) -> Score:
+    psnr, ssim, seconds = (
+        float(np.mean([getattr(s, key) for s in scores])) for key in ("psnr", "ssim", "seconds")
+    )
+    return Score("average", scores[0].method, psnr, ssim, seconds)

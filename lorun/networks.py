@@ -1,0 +1,58 @@
+"""From a small config to a network: what a checkpoint needs to know to be rebuilt."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lorun.denoisers import UNet
+from lorun.physics import BlockCS
+from lorun.unfolding import UnfoldingNetwork
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Describes an unfolding network of a task."""
+
+    task: Literal["cs"] = "cs"
+    ratio: float = 0.25
+    """Sampling ratio of compressive sensing, a fraction."""
+    block: int = 32
+    """Side of a measured block in pixels."""
+    phi_rank: int = 0
+    """In variant "lorun": rank of Phi's own adapter; 0 trains Phi itself in phase 2."""
+    denoiser: Literal["unet"] = "unet"
+    width: int = 28
+    """Channels of the denoiser's first level."""
+    stages: int = 9
+    variant: Literal["shared", "block", "lorun"] = "lorun"
+    algorithm: Literal["pgd", "hqs"] = "pgd"
+    gamma: float = 10
+    """Rank of the adapters in percent of a layer's channels (Eq. 12)."""
+    form: Literal["reshape", "factored"] = "reshape"
+
+    def __post_init__(self):
+        if self.task != "cs":
+            raise ValueError(f'task: expected "cs", got {self.task!r}')
+        if self.denoiser != "unet":
+            raise ValueError(f'denoiser: expected "unet", got {self.denoiser!r}')
+        if not (self.gamma > 0 and math.isfinite(self.gamma)):
+            raise ValueError(f"gamma: expected a percentage above 0, got {self.gamma}")
+
+    @property
+    def label(self) -> str:
+        """The name tables use, such as LoRun-9."""
+        return {"shared": "Shared", "block": "Block", "lorun": "LoRun"}[self.variant] + f"-{self.stages}"
+
+
+def build_network(config: NetworkConfig) -> UnfoldingNetwork:
+    """The untrained network that a config describes."""
+    phi_rank = config.phi_rank if config.variant == "lorun" else 0
+    return UnfoldingNetwork(
+        physics=BlockCS(config.ratio, config.block, adapter_rank=phi_rank),
+        denoiser=UNet(BlockCS.channels, config.width),
+        stages=config.stages,
+        variant=config.variant,
+        algorithm=config.algorithm,
+        gamma=config.gamma,
+        form=config.form,
+    )

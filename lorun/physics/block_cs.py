@@ -1,0 +1,170 @@
+"""Block compressive sensing: every 32x32 block of an image is measured by the same matrix Phi."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorun_kernels import merge_lora
+
+
+def measurements_per_block(ratio: float, block: int) -> int:
+    """Rows of Phi at a sampling ratio: ceil(ratio * block^2), the convention of the field."""
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio: expected a fraction in (0, 1], such as 0.25 for 25 %, got {ratio}")
+    return math.ceil(round(ratio * block * block, 6))
+
+
+def random_phi(ratio: float, block: int, generator: torch.Generator | None = None) -> Tensor:
+    """A Gaussian matrix with orthonormal rows, (M, block^2): the usual start of a learned Phi."""
+    rows = measurements_per_block(ratio, block)
+    gaussian = torch.randn(block * block, rows, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q.T.float().contiguous()
+
+
+class BlockCS(nn.Module):
+    """y = Phi x on non-overlapping `block` x `block` tiles of a one-channel image.
+
+    Args:
+        ratio: sampling ratio, a fraction in (0, 1]; Phi has ceil(ratio * block^2) rows. May be left out
+            where `phi` is given.
+        block: side of a block in pixels.
+        phi: (M, block^2) measurement matrix, rows over the row-major pixels of a block. Without one,
+            random orthonormal rows.
+        learned: whether Phi is a trained parameter.
+        adapter_rank: when above 0, Phi is frozen and trained through a low-rank update of that rank.
+
+    Images are (B, 1, H, W) in [0, 1], of any size: `A` pads with zeros at the bottom and the right to
+    whole blocks. Measurements are (B, M, ceil(H / block), ceil(W / block)).
+    """
+
+    channels = 1
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        block: int = 32,
+        phi: Tensor | None = None,
+        learned: bool = True,
+        adapter_rank: int = 0,
+    ):
+        super().__init__()
+        if block < 1:
+            raise ValueError(f"block: expected a side of at least 1 pixel, got {block}")
+        if phi is None:
+            if ratio is None:
+                raise ValueError("BlockCS: give a sampling ratio, such as ratio=0.25, or a matrix phi")
+            phi = random_phi(ratio, block)
+        _check_phi(phi, ratio, block)
+        self.block = block
+        self.phi = nn.Parameter(phi.detach().float().clone(), requires_grad=learned)
+        if adapter_rank:
+            self.add_adapter(adapter_rank)
+
+    @property
+    def ratio(self) -> float:
+        """The sampling ratio that Phi really has: its rows over the pixels of a block."""
+        return self.phi.shape[0] / self.phi.shape[1]
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the low-rank update of Phi; 0 where Phi has none."""
+        return self.phi_down.shape[0] if hasattr(self, "phi_down") else 0
+
+    def add_adapter(self, rank: int) -> None:
+        """Freeze Phi and train Phi + phi_up @ phi_down instead; the sum starts equal to Phi."""
+        rows, pixels = self.phi.shape
+        if not 1 <= rank <= rows:
+            raise ValueError(f"adapter_rank: expected 1 to {rows}, the rows of Phi, got {rank}")
+        self.phi.requires_grad_(False)
+        self.phi_up = nn.Parameter(self.phi.new_zeros(rows, rank))
+        self.phi_down = nn.Parameter(torch.randn(rank, pixels, device=self.phi.device) / pixels**0.5)
+
+    def matrix(self) -> Tensor:
+        """The measurement matrix in use, (M, block^2)."""
+        if self.adapter_rank == 0:
+            return self.phi
+        return merge_lora(self.phi, self.phi_up, self.phi_down, form="factored")
+
+    def A(self, x: Tensor) -> Tensor:
+        """Measure: (B, 1, H, W) -> (B, M, ceil(H / block), ceil(W / block))."""
+        _check_image(x)
+        return self._measure(self._to_blocks(x), self.matrix())
+
+    def A_adjoint(self, y: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Phi^T y, (B, 1, h * block, w * block), cropped to `size` where one is given."""
+        self.check_measurement(y)
+        x = self._back_project(y, self.matrix())
+        return x if size is None else crop_to(x, size)
+
+    forward = A
+
+    def pgd_step(self, x: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
+        """x - rho * Phi^T (Phi x - y), Eq. 5, on whole blocks."""
+        phi = self.matrix()
+        residual = self._measure(self._to_blocks(x), phi) - y
+        return x - rho * self._back_project(residual, phi)
+
+    def hqs_step(self, w: Tensor, y: Tensor, mu: float | Tensor) -> Tensor:
+        """(Phi^T Phi + mu I)^-1 (Phi^T y + mu w), Eq. 9, on whole blocks.
+
+        By Woodbury it is w + Phi^T (Phi Phi^T + mu I)^-1 (y - Phi w): a system of M unknowns, not block^2.
+        """
+        phi = self.matrix()
+        gram = phi @ phi.T + mu * torch.eye(phi.shape[0], dtype=phi.dtype, device=phi.device)
+        residual = y - self._measure(self._to_blocks(w), phi)
+        solved = torch.linalg.solve(gram, residual.flatten(2)).view_as(residual)
+        return w + self._back_project(solved, phi)
+
+    def check_measurement(self, y: Tensor) -> None:
+        """Raise where y is not (B, M, h, w) of this Phi."""
+        rows = self.phi.shape[0]
+        if y.ndim != 4 or y.shape[1] != rows:
+            raise ValueError(
+                f"y: expected (B, {rows}, h, w), a channel for each row of Phi and a position for each "
+                f"{self.block}x{self.block} block, got {tuple(y.shape)}; was it measured at another ratio?"
+            )
+
+    def _to_blocks(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % self.block, 0, -height % self.block))
+        return F.pixel_unshuffle(x, self.block)  # [B, block^2, h, w], pixels of a block row-major
+
+    @staticmethod
+    def _measure(blocks: Tensor, phi: Tensor) -> Tensor:
+        return (phi @ blocks.flatten(2)).unflatten(2, blocks.shape[-2:])
+
+    def _back_project(self, y: Tensor, phi: Tensor) -> Tensor:
+        blocks = (phi.T @ y.flatten(2)).unflatten(2, y.shape[-2:])
+        return F.pixel_shuffle(blocks, self.block)
+
+
+def crop_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The upper-left `size` = (H, W) pixels of x: undoes the padding to whole blocks."""
+    height, width = size
+    if not (0 < height <= x.shape[-2] and 0 < width <= x.shape[-1]):
+        raise ValueError(
+            f"size: expected at most {tuple(x.shape[-2:])} for this measurement, got {(height, width)}"
+        )
+    return x[..., :height, :width]
+
+
+def _check_phi(phi: Tensor, ratio: float | None, block: int) -> None:
+    if phi.ndim != 2 or phi.shape[1] != block * block or not 1 <= phi.shape[0] <= block * block:
+        raise ValueError(
+            f"phi: expected (M, {block * block}) with 1 <= M <= {block * block} for {block}x{block} blocks, "
+            f"got {tuple(phi.shape)}; pass the block size that the matrix was made for"
+        )
+    # The 33x33 matrices of ISTA-Net have floor(ratio * 1089) rows, so a given Phi may be one row short.
+    if ratio is not None and abs(phi.shape[0] - measurements_per_block(ratio, block)) > 1:
+        raise ValueError(
+            f"phi: expected {measurements_per_block(ratio, block)} rows at ratio {ratio}, got {phi.shape[0]}"
+        )
+
+
+def _check_image(x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1] != 1:
+        raise ValueError(f"x: expected a one-channel image of shape (B, 1, H, W), got {tuple(x.shape)}")
+    if x.shape[-1] < 1 or x.shape[-2] < 1:
+        raise ValueError(f"x: expected at least one pixel, got {tuple(x.shape)}")

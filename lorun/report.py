@@ -1,0 +1,101 @@
+"""What a network costs: parameters by part, FLOPs, and the saving against K separate denoisers."""
+
+import dataclasses
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from lorun.unfolding import UnfoldingNetwork
+
+MEBI = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Parameter counts of an unfolding network, and its FLOPs at one size."""
+
+    variant: str
+    stages: int
+    base: int
+    adapters: int
+    phi: int
+    scalars: int
+    block_base: int
+    """Denoiser parameters that the same network as Block-K would have."""
+    size: tuple[int, int]
+    flops: int
+    """2 * multiply-accumulates of convolutions and matrix products for one image of `size`."""
+
+    @property
+    def denoisers(self) -> int:
+        """Base and adapters: what the paper's tables count."""
+        return self.base + self.adapters
+
+    @property
+    def saving(self) -> float:
+        """Share of Block-K's denoiser parameters that this network does without."""
+        return 1 - self.denoisers / self.block_base
+
+    def __str__(self) -> str:
+        rows = {
+            "base denoiser(s)": self.base,
+            "adapters": self.adapters,
+            "denoisers, as papers count": self.denoisers,
+            "Phi": self.phi,
+            "scalars (step, lambda)": self.scalars,
+            "all": self.denoisers + self.phi + self.scalars,
+        }
+        height, width = self.size
+        lines = [f"{self.variant}, {self.stages} stages", f"{'parameters':<28}{'count':>12}{'M':>9}{'Mi':>9}"]
+        lines += [f"{name:<28}{n:>12,}{n / 1e6:>9.3f}{n / MEBI:>9.3f}" for name, n in rows.items()]
+        lines += [
+            f"Block-{self.stages} would have {self.block_base:,} in its denoisers "
+            f"({self.block_base / 1e6:.3f} M, {self.block_base / MEBI:.3f} Mi): this saves {self.saving:.1%}",
+            f"at {height}x{width}: {self.flops / 1e9:.1f} GFLOP ({self.flops / 2e9:.1f} GMAC)",
+        ]
+        return "\n".join(lines)
+
+
+def report(model: UnfoldingNetwork, size: tuple[int, int] = (256, 256)) -> Report:
+    """Count the parameters of a network by part, and its FLOPs for one image of `size` = (H, W)."""
+    names = {name: p.numel() for name, p in model.named_parameters()}
+    phi = sum(n for name, n in names.items() if name.startswith("physics."))
+    scalars = model.raw_step.numel() + model.raw_lambda.numel()
+    adapters = (
+        sum(n for name, n in names.items() if name.startswith("denoisers."))
+        if model.variant == "lorun"
+        else 0
+    )
+    one_denoiser = _count(model.denoisers[0] if model.variant == "block" else model.denoiser)
+    return Report(
+        variant=model.variant,
+        stages=model.stages,
+        base=sum(names.values()) - phi - scalars - adapters,
+        adapters=adapters,
+        phi=phi,
+        scalars=scalars,
+        block_base=one_denoiser * model.stages,
+        size=size,
+        flops=count_flops(model, size),
+    )
+
+
+@torch.no_grad()
+def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
+    """FLOPs, 2 * MAC, of restoring one image of `size`; the merging of adapters is not counted."""
+    image = torch.zeros(1, model.physics.channels, *size, device=model.raw_step.device)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.lorun.lora_conv2d: _lora_conv_flop})
+    y = model.physics.A(image)
+    with counter:
+        model(y)
+    return counter.get_total_flops()
+
+
+def _lora_conv_flop(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    """The FLOPs of the convolution alone, as torch counts them."""
+    return conv_flop_count(input_shape, weight_shape, out_shape)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,106 @@
+"""Photographs in, photographs out: measuring and restoring numpy images with a trained model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lorun.unfolding import UnfoldingNetwork
+
+MIN_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a compressive camera delivers: `y` (M, h, w) float32 and the `size` (H, W) of the image."""
+
+    y: np.ndarray
+    size: tuple[int, int]
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz with the keys `y` and `size`."""
+        with open(path, "wb") as file:
+            np.savez(file, y=self.y, size=np.array(self.size))
+
+
+class Restorer:
+    """Measures and restores grey images with one model; refuses NaN, Inf and what does not fit.
+
+    Args:
+        net: a trained compressive-sensing network, as `lorun.create_model` returns.
+    """
+
+    def __init__(self, net: UnfoldingNetwork):
+        self.net = net.eval()
+
+    @torch.no_grad()
+    def measure(self, image: np.ndarray) -> Measurement:
+        """Simulate the measurement of an image, (H, W) in [0, 1], with the model's Phi."""
+        image = check_image(image)
+        y = self.net.physics.A(self._tensor(image)[None, None])
+        return Measurement(y[0].numpy(force=True), image.shape)
+
+    @torch.no_grad()
+    def restore(self, measurement: Measurement) -> np.ndarray:
+        """The image that the model restores, (H, W) float32 in [0, 1]."""
+        y = self._checked(measurement)
+        return self.net(y, size=measurement.size)[0, 0].clamp(0, 1).numpy(force=True)
+
+    @torch.no_grad()
+    def start(self, measurement: Measurement) -> np.ndarray:
+        """Phi^T y, (H, W) float32 in [0, 1]: where the network starts from."""
+        y = self._checked(measurement)
+        return self.net.physics.A_adjoint(y, measurement.size)[0, 0].clamp(0, 1).numpy(force=True)
+
+    def _checked(self, measurement: Measurement) -> torch.Tensor:
+        y, size = np.asarray(measurement.y), measurement.size
+        if y.ndim != 3 or y.dtype.kind != "f":
+            raise ValueError(f"y: expected a float array (M, h, w), got {y.dtype} {y.shape}")
+        if not np.isfinite(y).all():
+            raise ValueError("y: the measurement holds NaN or Inf; leave out or mend those values first")
+        tensor = self._tensor(y)[None]
+        self.net.physics.check_measurement(tensor)
+        blocks = tuple(-(-side // self.net.physics.block) for side in size)
+        if blocks != tuple(y.shape[1:]):
+            raise ValueError(
+                f"size: an image of {size} has {blocks} blocks, the measurement has {y.shape[1:]}"
+            )
+        return tensor
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.net.physics.phi.device)
+
+
+def check_image(image: np.ndarray) -> np.ndarray:
+    """An image as measuring needs it: (H, W), finite, in [0, 1], at least 8x8 pixels."""
+    image = np.asarray(image)
+    if image.ndim != 2:
+        raise ValueError(f"image: expected a grey image (H, W), got {image.shape}; see lorun.data.to_grey")
+    if min(image.shape) < MIN_SIDE:
+        raise ValueError(
+            f"image: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, got {image.shape[0]}x{image.shape[1]}; "
+            "use a larger photograph"
+        )
+    if not np.isfinite(image).all():
+        raise ValueError("image: holds NaN or Inf; mend those pixels first")
+    if image.min() < 0 or image.max() > 1:
+        raise ValueError(f"image: expected values in [0, 1], got {image.min():.4g} to {image.max():.4g}")
+    return image
+
+
+def read_measurement(path: str | Path) -> Measurement:
+    """Read an .npz with the keys `y`, (M, h, w) float, and `size`, (H, W)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            y, size = file["y"], file["size"]
+    except KeyError as error:
+        raise ValueError(f"{path}: lacks the key {error}; a measurement holds `y` and `size`") from error
+    except Exception as error:  # numpy raises a dozen kinds for a damaged archive
+        raise ValueError(f"{path}: not a readable .npz measurement ({error}); write it again") from error
+    if size.shape != (2,) or size.dtype.kind not in "iu":
+        raise ValueError(f"{path}: `size` must be two whole numbers, height and width, got {size!r}")
+    return Measurement(y, (int(size[0]), int(size[1])))

@@ -1,0 +1,117 @@
+"""What a training run is: read from a TOML recipe, changed by flags, written beside its results."""
+
+import dataclasses
+import math
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lorun.networks import NetworkConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of Algorithm 1. Entry i of every tuple describes segment i, run one after another."""
+
+    steps: tuple[int, ...] = (1000,)
+    """Optimiser steps of each segment."""
+    stages: tuple[int, ...] = (9,)
+    """How many stages run in each segment: a network may grow while it learns."""
+    batch: tuple[int, ...] = (8,)
+    """Crops a step in each segment."""
+    crop: tuple[int, ...] = (96,)
+    """Side of the square crops, in pixels, in each segment."""
+    lr: float = 1e-3
+    """Peak learning rate; warmed up over 5 % of the phase, then a cosine down to 1 % of it."""
+    phi_lr: float = 0.1
+    """Learning rate of a full Phi, as a share of lr: its entries are small beside the network's."""
+
+    def __post_init__(self):
+        lengths = {name: len(getattr(self, name)) for name in ("steps", "stages", "batch", "crop")}
+        if len(set(lengths.values())) != 1 or not self.steps:
+            raise ValueError(f"phase: expected as many steps as stages, batches and crops, got {lengths}")
+        for name in lengths:
+            if min(getattr(self, name)) < 1:
+                raise ValueError(
+                    f"phase: every entry of {name} must be at least 1, got {getattr(self, name)}"
+                )
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"phase: lr must be above 0, got {self.lr}")
+
+    @property
+    def total_steps(self) -> int:
+        return sum(self.steps)
+
+    def segment(self, step: int) -> int:
+        """Index of the segment that a step, counted from 0, belongs to."""
+        for index in range(len(self.steps)):
+            if step < sum(self.steps[: index + 1]):
+                return index
+        raise IndexError(f"step {step} lies behind the phase's {self.total_steps}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run by Algorithm 1: phase 1 trains Shared-K, phase 2 freezes it and trains adapters."""
+
+    name: str = "model"
+    """What the model files are called after: NAME-lorun9.safetensors and NAME-shared9.safetensors."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """The network that phase 2 ends with; variant "shared" or "block" trains that one through both phases."""
+    phase1: Phase = field(default_factory=Phase)
+    phase2: Phase = field(default_factory=Phase)
+    data: tuple[str, ...] = ()
+    """Folders of training photographs; relative ones lie under $LORUN_DATA where that is set."""
+    phi_start: Literal["principal", "random"] = "principal"
+    """Where a learned Phi starts: principal components of the training photographs, or random rows."""
+    seed: int = 0
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    save_every: int = 100
+    """Steps between checkpoints; a stopped run goes on from the last one."""
+
+    def data_folders(self) -> list[Path]:
+        """The training folders, each checked to be there."""
+        root = Path(os.environ.get("LORUN_DATA", "."))
+        if not self.data:
+            raise ValueError("data: name at least one folder of training photographs")
+        folders = [root / name for name in self.data]
+        for folder in folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"{folder}: no such folder of training photographs; set LORUN_DATA to the folder that "
+                    "holds it, or pass --data"
+                )
+        return folders
+
+
+def load_recipe(name: str | Path) -> TrainConfig:
+    """Read a recipe: a TOML file, or the name of one that ships with the package, such as cs25-unet."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name}.toml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise FileNotFoundError(f"{name}: no such recipe; give a .toml file or one of {shipped}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _from_dict(TrainConfig, values)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _from_dict(kind: type, values: dict[str, Any]) -> Any:
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r}; expected one of {', '.join(known)}")
+    arguments = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = _from_dict(known[name].type, value)
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)

@@ -1,0 +1,160 @@
+"""Algorithm 1: phase 1 trains the shared network, phase 2 its adapters; both can stop and go on."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from lorun.checkpoint import save_network
+from lorun.data import PhotoCrops, principal_phi
+from lorun.device import choose_device
+from lorun.figures import save_curves
+from lorun.networks import NetworkConfig, build_network
+from lorun.training.config import Phase, TrainConfig
+from lorun.training.schedule import learning_rate
+from lorun.training.state import claim_folder, load_state, save_state, truncate_log
+from lorun.unfolding import UnfoldingNetwork
+
+GRADIENT_NORM = 1.0
+VALIDATION_SIDE = 96
+
+
+def train(config: TrainConfig, out: str | Path) -> Path:
+    """Run both phases and return the final model file; a run stopped before goes on where it was.
+
+    Writes into `out`: config.json, phase1.jsonl and phase2.jsonl (the training curves), one `.state` file a
+    phase, curves.png, the final model file and, where that holds adapters, the shared base it belongs to.
+    """
+    out = Path(out)
+    claim_folder(out, dataclasses.asdict(config))
+    photos = PhotoCrops(config.data_folders(), config.seed)
+    shared = config.network.variant != "block"
+    start_config = dataclasses.replace(config.network, variant="shared" if shared else "block")
+    torch.manual_seed(config.seed)
+    net = build_network(start_config).to(choose_device(config.device))
+    if config.phi_start == "principal":
+        phi = net.physics.phi
+        phi.data.copy_(principal_phi(photos, phi.shape[0], net.physics.block))
+    run_phase(net, config.phase1, photos, 0, out / "phase1", config.save_every)
+    base_path = None
+    if config.network.variant == "lorun":
+        base_path = model_file(out, config.name, start_config)
+        save_network(net, start_config, base_path, notes=training_notes(config, 1))
+        net = phase2_network(net, config)
+    run_phase(net, config.phase2, photos, config.phase1.total_steps, out / "phase2", config.save_every)
+    final_path = model_file(out, config.name, config.network)
+    save_network(net, config.network, final_path, base=base_path, notes=training_notes(config, 2))
+    save_curves({"phase 1": out / "phase1.jsonl", "phase 2": out / "phase2.jsonl"}, out / "curves.png")
+    return final_path
+
+
+def model_file(out: Path, name: str, network: NetworkConfig) -> Path:
+    """Where a run writes a network, such as OUT/cs25-unet-lorun9.safetensors."""
+    return out / f"{name}-{network.variant}{network.stages}.safetensors"
+
+
+def phase2_network(shared: UnfoldingNetwork, config: TrainConfig) -> UnfoldingNetwork:
+    """The LoRun network that phase 2 trains: frozen base, adapters, scalars, and Phi or its adapter."""
+    shared = _rounded_to_half(shared)
+    torch.manual_seed(config.seed + 1)
+    net = UnfoldingNetwork.from_shared(shared, config.network.gamma, config.network.form)
+    if config.network.phi_rank:
+        net.physics.add_adapter(config.network.phi_rank)
+    return net
+
+
+def run_phase(
+    net: UnfoldingNetwork, phase: Phase, photos: PhotoCrops, first_batch: int, out: Path, save_every: int
+) -> None:
+    """Train `net` in place through a phase, from its last `.state` if there is one."""
+    optimizer = torch.optim.Adam(parameter_groups(net, phase), lr=phase.lr, betas=(0.9, 0.99))
+    state_path, log_path = out.with_suffix(".state"), out.with_suffix(".jsonl")
+    done = load_state(net, optimizer, state_path) if state_path.exists() else 0
+    truncate_log(log_path, done)
+    device = net.raw_step.device
+    shown: dict[str, float] = {}
+    net.train()
+    with tqdm(total=phase.total_steps, initial=done, desc=out.name, unit="step", dynamic_ncols=True) as bar:
+        for step in range(done, phase.total_steps):
+            started = time.perf_counter()
+            segment = phase.segment(step)
+            if segment and step == sum(phase.steps[:segment]):
+                grow(net, phase.stages[segment - 1], phase.stages[segment])
+            images = photos.batch(first_batch + step, phase.batch[segment], phase.crop[segment]).to(device)
+            loss = train_step(net, optimizer, images, phase.stages[segment], learning_rate(phase, step))
+            entry = {"step": step + 1, "stages": phase.stages[segment], "loss": loss}
+            entry["images_per_s"] = round(len(images) / (time.perf_counter() - started), 2)
+            last = step + 1 == phase.total_steps
+            if (step + 1) % save_every == 0 or last:
+                entry["psnr"] = round(validation_psnr(net, photos, phase.stages[segment]), 3)
+                save_state(net, optimizer, step + 1, state_path)
+            with log_path.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            shown |= {name: entry[name] for name in ("loss", "images_per_s", "psnr") if name in entry}
+            bar.set_postfix(shown)
+            bar.update()
+
+
+def parameter_groups(net: UnfoldingNetwork, phase: Phase) -> list[dict[str, Any]]:
+    """Trained parameters, with the learning rate of a full Phi as a share of the others'."""
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    full_phi = [p for name, p in trained.items() if name == "physics.phi"]
+    rest = [p for name, p in trained.items() if name != "physics.phi"]
+    groups = [{"params": rest, "scale": 1.0}, {"params": full_phi, "scale": phase.phi_lr}]
+    return [group for group in groups if group["params"]]
+
+
+def train_step(
+    net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, images: Tensor, stages: int, lr: float
+) -> float:
+    """One optimiser step on the mean absolute error; raises where the loss is not finite."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+    size = (images.shape[-2], images.shape[-1])
+    restored = net(net.physics.A(images), size=size, stages=stages)
+    loss = F.l1_loss(restored, images)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            "the training loss is not finite; go on from the last checkpoint with a lower learning rate"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], GRADIENT_NORM)
+    optimizer.step()
+    return loss.item()
+
+
+def grow(net: UnfoldingNetwork, before: int, after: int) -> None:
+    """Give stages that have not run yet the step size and lambda of the last one that has."""
+    for raw in (net.raw_step, net.raw_lambda):
+        raw.data[before:after] = raw.data[before - 1]
+
+
+@torch.no_grad()
+def validation_psnr(net: UnfoldingNetwork, photos: PhotoCrops, stages: int) -> float:
+    """Mean PSNR in dB over the centres of the photographs held out from training."""
+    net.eval()
+    images = photos.held_out(VALIDATION_SIDE).to(net.raw_step.device)
+    restored = net(net.physics.A(images), size=(VALIDATION_SIDE, VALIDATION_SIDE), stages=stages)
+    net.train()
+    mse = (restored.clamp(0, 1) - images).square().mean((1, 2, 3))
+    return (-10 * mse.log10()).mean().item()
+
+
+def training_notes(config: TrainConfig, phase: int) -> dict[str, Any]:
+    """What a model file says about its own training."""
+    steps = config.phase1.total_steps + (config.phase2.total_steps if phase == 2 else 0)
+    return {"training_steps": steps, "seed": config.seed, "data": list(config.data)}
+
+
+def _rounded_to_half(net: UnfoldingNetwork) -> UnfoldingNetwork:
+    """The network as its fp16 file holds it, so that adapters train on the base that ships."""
+    for parameter in net.parameters():
+        parameter.data.copy_(parameter.data.half())
+    return net

@@ -1,0 +1,125 @@
+"""PGD and HQS unfolding: K stages, each a data step and a denoiser (Eq. 5-11 of arXiv 2602.18697)."""
+
+import copy
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorun.adapters import adapted_view
+from lorun.physics.block_cs import crop_to
+
+Variant = Literal["shared", "block", "lorun"]
+Algorithm = Literal["pgd", "hqs"]
+
+# softplus(START) = 0.5, where rho, lambda and mu start.
+START = math.log(math.expm1(0.5))
+
+
+class UnfoldingNetwork(nn.Module):
+    """Restores an image from y = physics.A(x) + noise in `stages` stages.
+
+    PGD: z = x - rho_k Phi^T (Phi x - y), x = denoiser_k(z, sqrt(rho_k lambda_k))     (Eq. 5, 7)
+    HQS: z = (Phi^T Phi + mu_k I)^-1 (Phi^T y + mu_k x), x = denoiser_k(z, sqrt(lambda_k / mu_k)) (Eq. 9, 11)
+
+    Both start from Phi^T y. rho (or mu) and lambda are learned per stage and kept positive by softplus.
+
+    Args:
+        physics: the measurement model; its parameters, such as a learned Phi, train with the network.
+        denoiser: called as denoiser(x, noise_level). It becomes the network's own.
+        stages: K, at least 1.
+        variant: "shared", one denoiser for all stages; "block", K independent copies of it; "lorun", one
+            frozen denoiser and a low-rank adapter per stage.
+        algorithm: "pgd" or "hqs".
+        gamma, form: the adapters' rank in percent (Eq. 12) and form, used by "lorun" only.
+    """
+
+    def __init__(
+        self,
+        physics: nn.Module,
+        denoiser: nn.Module,
+        stages: int = 9,
+        variant: Variant = "lorun",
+        algorithm: Algorithm = "pgd",
+        gamma: float = 10,
+        form: str = "reshape",
+    ):
+        super().__init__()
+        if stages < 1:
+            raise ValueError(f"stages: expected at least 1, got {stages}")
+        if variant not in ("shared", "block", "lorun"):
+            raise ValueError(f'variant: expected "shared", "block" or "lorun", got {variant!r}')
+        if algorithm not in ("pgd", "hqs"):
+            raise ValueError(f'algorithm: expected "pgd" or "hqs", got {algorithm!r}')
+        self.stages, self.variant, self.algorithm = stages, variant, algorithm
+        self.gamma, self.form = gamma, form
+        self.physics = physics
+        self.raw_step = nn.Parameter(torch.full((stages,), START))
+        self.raw_lambda = nn.Parameter(torch.full((stages,), START))
+        if variant == "block":
+            self.denoisers = nn.ModuleList(copy.deepcopy(denoiser) for _ in range(stages))
+        else:
+            self.denoiser = denoiser
+        if variant == "lorun":
+            denoiser.requires_grad_(False)
+            self.denoisers = nn.ModuleList(adapted_view(denoiser, gamma, form) for _ in range(stages))
+
+    def stage_denoiser(self, stage: int) -> nn.Module:
+        """The denoiser of one stage, counted from 0."""
+        return self.denoiser if self.variant == "shared" else self.denoisers[stage]
+
+    @property
+    def step(self) -> Tensor:
+        """rho (PGD) or mu (HQS) of every stage, (K,), positive."""
+        return F.softplus(self.raw_step)
+
+    @property
+    def lam(self) -> Tensor:
+        """lambda of every stage, (K,), positive."""
+        return F.softplus(self.raw_lambda)
+
+    def forward(
+        self,
+        y: Tensor,
+        physics: nn.Module | None = None,
+        size: tuple[int, int] | None = None,
+        stages: int | None = None,
+    ) -> Tensor:
+        """Restore x, (B, C, H, W), from y.
+
+        Args:
+            y: measurement of `physics`.
+            physics: another measurement model for this call, such as another Phi; default: the network's.
+            size: (H, W) of the image, which undoes the padding to whole blocks.
+            stages: run only the first so many stages, as a growing schedule does.
+        """
+        physics = self.physics if physics is None else physics
+        count = self.stages if stages is None else stages
+        if not 1 <= count <= self.stages:
+            raise ValueError(f"stages: expected 1 to {self.stages}, got {count}")
+        x = physics.A_adjoint(y)
+        step, lam = self.step, self.lam
+        for k in range(count):
+            if self.algorithm == "pgd":
+                z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
+            else:
+                z, noise_level = physics.hqs_step(x, y, step[k]), (lam[k] / step[k]).sqrt()
+            x = self.stage_denoiser(k)(z, noise_level)
+        return x if size is None else crop_to(x, size)
+
+    @classmethod
+    def from_shared(
+        cls, shared: "UnfoldingNetwork", gamma: float = 10, form: str = "reshape"
+    ) -> "UnfoldingNetwork":
+        """Phase 2 of Algorithm 1: freeze a trained Shared-K network's denoiser and add adapters.
+
+        The new network owns copies, so `shared` stays as it is; until trained, both restore alike.
+        """
+        if shared.variant != "shared":
+            raise ValueError(f'shared: expected a network of variant "shared", got {shared.variant!r}')
+        source = copy.deepcopy(shared)
+        net = cls(source.physics, source.denoiser, source.stages, "lorun", source.algorithm, gamma, form)
+        net.raw_step, net.raw_lambda = source.raw_step, source.raw_lambda
+        return net

@@ -1,0 +1,21 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def lorun_data() -> Path:
+    """The folder with Set11 and the peers' files; tests that need it skip, with this reason, without it."""
+    folder = os.environ.get("LORUN_DATA")
+    if not folder:
+        pytest.skip("LORUN_DATA is not set: it names the folder with Set11 and the published matrices")
+    return Path(folder)

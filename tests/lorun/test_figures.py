@@ -1,0 +1,29 @@
+import json
+
+import numpy as np
+from PIL import Image
+
+from lorun.figures import _gained_most, save_comparison, save_curves
+
+
+def test_the_detail_is_where_the_error_fell_most():
+    gain = np.zeros((300, 400))
+    gain[200:240, 300:340] = 1
+    top, left, side = _gained_most(gain)
+    assert top <= 200 and left <= 300 and top + side >= 240 and left + side >= 340
+
+
+def test_a_comparison_of_any_size_is_written(tmp_path):
+    for size in [(64, 64), (20, 90), (300, 123)]:
+        image = np.random.default_rng(0).random(size)
+        save_comparison(tmp_path / "out.png", image, image, image, ("start", "restored", "truth"))
+        assert Image.open(tmp_path / "out.png").size[0] > 400
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_curves_join_the_phases(tmp_path):
+    for phase in ("a", "b"):
+        entries = [{"step": n, "loss": 1 / n} | ({"psnr": 30.0} if n % 5 == 0 else {}) for n in range(1, 11)]
+        (tmp_path / f"{phase}.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    save_curves({"one": tmp_path / "a.jsonl", "two": tmp_path / "b.jsonl"}, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (800, 320)

@@ -1,0 +1,40 @@
+import pytest
+
+import lorun
+from lorun.denoisers import UNet
+from lorun.physics import BlockCS
+from lorun.unfolding import UnfoldingNetwork
+
+
+def report(variant, size=(64, 64), **kwargs):
+    net = UnfoldingNetwork(BlockCS(0.25), UNet(), 9, variant, **kwargs)
+    return lorun.report(net, size)
+
+
+def test_parts_are_worked_out_by_hand():
+    shared, block, adapted = report("shared"), report("block"), report("lorun", gamma=10)
+    assert (shared.base, shared.adapters) == (544_685, 0)
+    assert (block.base, block.adapters) == (9 * 544_685, 0)
+    assert (adapted.base, adapted.adapters) == (544_685, 9 * 105_383)
+    assert {r.phi for r in (shared, block, adapted)} == {256 * 1024}
+    assert {r.scalars for r in (shared, block, adapted)} == {18}
+    assert block.saving == 0 and shared.saving == pytest.approx(8 / 9)
+    assert adapted.saving == pytest.approx(1 - 1_493_132 / 4_902_165)
+
+
+def test_flops_are_worked_out_by_hand():
+    full = 64 * 64
+    per_pixel = (2 * 28 + 2 * 28 * 28) * 9  # encoder1
+    per_pixel += (28 * 56 + 2 * 56 * 56) * 9 / 4  # encoder2
+    per_pixel += (56 * 112 + 2 * 112 * 112) * 9 / 16  # bottom
+    per_pixel += (168 * 56 + 2 * 56 * 56) * 9 / 4  # decoder2
+    per_pixel += (84 * 28 + 2 * 28 * 28) * 9 + 28  # decoder1 and the last layer
+    data_steps = (1 + 9 * 2) * 4 * 256 * 1024  # Phi^T y once, Phi and Phi^T in every stage, four blocks
+    macs = 9 * per_pixel * full + data_steps
+    assert report("shared").flops == 2 * macs
+    assert report("lorun").flops == 2 * macs
+
+
+def test_it_prints_both_conventions_of_m():
+    text = str(report("lorun"))
+    assert "1.493" in text and "1.424" in text and "4.675 Mi" in text

@@ -1,0 +1,154 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lorun
+from lorun.denoisers import UNet
+from lorun.physics import BlockCS
+from lorun.unfolding import UnfoldingNetwork
+
+
+def network(variant="shared", stages=3, algorithm="pgd", width=4, **kwargs) -> UnfoldingNetwork:
+    denoiser = UNet(width=width)
+    torch.nn.init.normal_(denoiser.last.weight, std=0.1)
+    return UnfoldingNetwork(BlockCS(0.25, block=8), denoiser, stages, variant, algorithm, **kwargs)
+
+
+def randomise(net: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+
+
+@pytest.mark.parametrize("variant", ["shared", "block", "lorun"])
+def test_pgd_is_equations_5_and_7(variant):
+    net = network(variant).double()
+    randomise(net)
+    x = torch.rand(2, 1, 16, 16).double()
+    y = net.physics.A(x)
+    phi = net.physics.phi
+    rho, lam = F.softplus(net.raw_step), F.softplus(net.raw_lambda)
+    x = F.pixel_shuffle(torch.einsum("mp,bmhw->bphw", phi, y), 8)
+    for k in range(3):
+        residual = torch.einsum("mp,bphw->bmhw", phi, F.pixel_unshuffle(x, 8)) - y
+        z = x - rho[k] * F.pixel_shuffle(torch.einsum("mp,bmhw->bphw", phi, residual), 8)
+        x = net.stage_denoiser(k)(z, (rho[k] * lam[k]).sqrt())
+    torch.testing.assert_close(net(y), x, rtol=1e-10, atol=1e-10)
+
+
+def test_hqs_is_equations_9_and_11():
+    net = network(algorithm="hqs").double()
+    randomise(net)
+    y = net.physics.A(torch.rand(1, 1, 8, 8).double())
+    phi, mu, lam = net.physics.phi, net.step, net.lam
+    w = (phi.T @ y.flatten()).view(1, 1, 8, 8)
+    for k in range(3):
+        system = phi.T @ phi + mu[k] * torch.eye(64, dtype=torch.float64)
+        z = torch.linalg.solve(system, phi.T @ y.flatten() + mu[k] * w.flatten()).view(1, 1, 8, 8)
+        w = net.denoiser(z, (lam[k] / mu[k]).sqrt())
+    torch.testing.assert_close(net(y), w, rtol=1e-8, atol=1e-8)
+
+
+def test_the_papers_parameter_counts():
+    """Table II of arXiv 2602.18697: Block-9 has 4.65 M and LoRun-9 1.42 M, counted in units of 2^20."""
+    counts = {}
+    for variant in ("block", "lorun"):
+        net = UnfoldingNetwork(BlockCS(0.25), UNet(), 9, variant, gamma=10)
+        counts[variant] = lorun.report(net, size=(32, 32)).denoisers / 2**20
+    assert abs(counts["block"] / 4.65 - 1) < 0.02
+    assert abs(counts["lorun"] / 1.42 - 1) < 0.02
+
+
+def test_scalars_start_at_a_half_and_stay_positive():
+    net = network()
+    torch.testing.assert_close(net.step, torch.full((3,), 0.5))
+    torch.testing.assert_close(net.lam, torch.full((3,), 0.5))
+    net.raw_step.data.fill_(-20)
+    assert (net.step > 0).all()
+    assert torch.isfinite(net(torch.rand(1, 16, 1, 1))).all()
+
+
+@pytest.mark.parametrize("form", ["reshape", "factored"])
+def test_lorun_shares_one_frozen_base_and_starts_as_it(form):
+    shared = network("shared", stages=4)
+    net = UnfoldingNetwork.from_shared(shared, gamma=50, form=form)
+    y = torch.rand(2, 16, 2, 2)
+    assert torch.equal(net(y), shared(y))
+    weights = {id(view.bottom.first.weight) for view in net.denoisers}
+    assert weights == {id(net.denoiser.bottom.first.weight)}
+    trained = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert all("lora_" in n or n in ("physics.phi", "raw_step", "raw_lambda") for n in trained)
+    assert sum("lora_up" in n for n in trained) == 4 * 16
+
+
+def test_from_shared_leaves_its_source_alone():
+    shared = network("shared")
+    before = copy.deepcopy(shared.state_dict())
+    net = UnfoldingNetwork.from_shared(shared)
+    randomise(net)
+    assert all(torch.equal(before[name], value) for name, value in shared.state_dict().items())
+    assert all(p.requires_grad for p in shared.parameters())
+
+
+def test_every_trained_parameter_gets_a_gradient():
+    for variant in ("shared", "block", "lorun"):
+        net = network(variant)
+        randomise(net)
+        net(torch.rand(2, 16, 2, 2)).square().sum().backward()
+        for name, p in net.named_parameters():
+            if p.requires_grad:
+                assert p.grad is not None and p.grad.abs().sum() > 0, name
+            else:
+                assert p.grad is None, name
+
+
+def test_another_phi_at_call_time():
+    net, other = network(), BlockCS(0.25, block=8)
+    x = torch.rand(1, 1, 16, 16)
+    swapped = copy.deepcopy(net)
+    swapped.physics = other
+    assert torch.equal(net(other.A(x), physics=other), swapped(other.A(x)))
+    assert not torch.equal(net(other.A(x), physics=other), net(other.A(x)))
+
+
+def test_size_undoes_the_padding():
+    net = network()
+    x = torch.rand(1, 1, 13, 9)
+    y = net.physics.A(x)
+    assert net(y).shape == (1, 1, 16, 16)
+    assert torch.equal(net(y, size=(13, 9)), net(y)[..., :13, :9])
+
+
+def test_fewer_stages_are_the_first_ones():
+    net = network("block", stages=3)
+    short = copy.deepcopy(net)
+    short.stages = 2
+    y = torch.rand(1, 16, 1, 1)
+    assert torch.equal(net(y, stages=2), short(y))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"stages": 0}, "stages: expected at least 1"),
+        ({"variant": "both"}, "variant: expected"),
+        ({"algorithm": "admm"}, "algorithm: expected"),
+        ({"variant": "lorun", "gamma": -1}, "gamma"),
+        ({"variant": "lorun", "form": "outer"}, "form"),
+    ],
+)
+def test_bad_arguments_say_what_was_expected(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        network(**arguments)
+
+
+def test_bad_calls_say_what_was_expected():
+    net = network()
+    with pytest.raises(ValueError, match="stages: expected 1 to 3"):
+        net(torch.rand(1, 16, 1, 1), stages=4)
+    with pytest.raises(ValueError, match="another ratio"):
+        net(torch.rand(1, 15, 1, 1))
+    with pytest.raises(ValueError, match="shared: expected"):
+        UnfoldingNetwork.from_shared(network("block"))
