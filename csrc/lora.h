@@ -44,6 +44,9 @@ std::tuple<at::Tensor, at::Tensor> adapter_grads(const at::Tensor& grad_weight, 
                                                  const at::Tensor& down, double scaling,
                                                  std::array<bool, 2> mask);
 
+// Whether autograd records an op on these tensors.
+bool needs_grad(at::ArrayRef<at::Tensor> tensors);
+
 // One error for every backward op: autograd may not differentiate it again.
 void refuse_second_order(const char* op, at::ArrayRef<at::Tensor> tensors);
 

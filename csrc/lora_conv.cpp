@@ -107,6 +107,7 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
     ctx->saved_data["dilation"] = dilation;
     ctx->saved_data["groups"] = groups;
     ctx->saved_data["scaling"] = scaling;
+    ctx->saved_data["has_bias"] = bias.has_value();
     ctx->saved_data["form"] = form;
     return output;
   }
@@ -115,8 +116,10 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
     static const auto op = find_op<decltype(lora_conv2d_backward)>("lorun::lora_conv2d_backward");
     const auto saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
-    std::array<bool, 5> mask;
-    for (size_t i = 0; i < mask.size(); ++i) {
+    // An absent bias has no place among the inputs.
+    const size_t inputs = ctx->saved_data["has_bias"].toBool() ? 5 : 4;
+    std::array<bool, 5> mask{};
+    for (size_t i = 0; i < inputs; ++i) {
       mask[i] = ctx->needs_input_grad(i);
     }
     auto [input, weight, up, down, bias] =
@@ -130,6 +133,12 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
 Tensor lora_conv2d_autograd(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
                             const std::optional<Tensor>& bias, SymIntArrayRef stride, SymIntArrayRef padding,
                             SymIntArrayRef dilation, SymInt groups, double scaling, string_view form) {
+  static const auto op = find_op<decltype(lora_conv2d)>("lorun::lora_conv2d");
+  if (!needs_grad({input, weight, up, down, bias.value_or(Tensor())})) {
+    at::AutoDispatchBelowAutograd below;
+    return op.call(input, weight, up, down, bias, stride, padding, dilation, std::move(groups), scaling,
+                   form);
+  }
   return LoRAConv2d::apply(input, weight, up, down, bias, stride, padding, dilation, groups, scaling,
                            std::string(form));
 }

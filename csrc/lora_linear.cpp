@@ -86,14 +86,17 @@ class LoRALinear : public torch::autograd::Function<LoRALinear> {
     Tensor output = op.call(input, weight, up, down, bias, scaling);
     ctx->save_for_backward({input, weight, up, down});
     ctx->saved_data["scaling"] = scaling;
+    ctx->saved_data["has_bias"] = bias.has_value();
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     static const auto op = find_op<decltype(lora_linear_backward)>("lorun::lora_linear_backward");
     const auto saved = ctx->get_saved_variables();
-    std::array<bool, 5> mask;
-    for (size_t i = 0; i < mask.size(); ++i) {
+    // An absent bias has no place among the inputs.
+    const size_t inputs = ctx->saved_data["has_bias"].toBool() ? 5 : 4;
+    std::array<bool, 5> mask{};
+    for (size_t i = 0; i < inputs; ++i) {
       mask[i] = ctx->needs_input_grad(i);
     }
     auto [input, weight, up, down, bias] = op.call(grads[0], saved[0], saved[1], saved[2], saved[3],
@@ -104,6 +107,11 @@ class LoRALinear : public torch::autograd::Function<LoRALinear> {
 
 Tensor lora_linear_autograd(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
                             const std::optional<Tensor>& bias, double scaling) {
+  static const auto op = find_op<decltype(lora_linear)>("lorun::lora_linear");
+  if (!needs_grad({input, weight, up, down, bias.value_or(Tensor())})) {
+    at::AutoDispatchBelowAutograd below;
+    return op.call(input, weight, up, down, bias, scaling);
+  }
   return LoRALinear::apply(input, weight, up, down, bias, scaling);
 }
 

@@ -125,11 +125,15 @@ std::tuple<Tensor, Tensor> adapter_grads(const Tensor& grad_weight, const Tensor
   return {grad_up, grad_down};
 }
 
+bool needs_grad(at::ArrayRef<Tensor> tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
+    // A forward-mode tangent is there whatever the grad mode; autograd::Function refuses it with an error.
+    return (t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined();
+  });
+}
+
 void refuse_second_order(const char* op, at::ArrayRef<Tensor> tensors) {
-  const bool differentiated =
-      at::GradMode::is_enabled() &&
-      std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.requires_grad(); });
-  TORCH_CHECK(!differentiated, op,
+  TORCH_CHECK(!needs_grad(tensors), op,
               ": second-order gradients are not supported; call backward without create_graph=True, or "
               "differentiate lorun_kernels.reference.",
               op, " instead");
