@@ -1,5 +1,8 @@
 """The `lorun` command: demo, train, eval, restore, info."""
 
+import contextlib
+import io
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +163,28 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[Restore, subcommand("restore")]
         | Annotated[Info, subcommand("info")]
     )
-    return tyro.cli(commands, args=arguments, prog="lorun", description=__doc__)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(commands, args=arguments, prog="lorun", description=__doc__)
+    except SystemExit as exit:
+        if exit.code:
+            raise ValueError(one_line(complaint.getvalue())) from None
+        raise
+
+
+def one_line(box: str) -> str:
+    """What tyro says in a drawn box of many lines, as one line without the box and the repeated help."""
+    said = []
+    for line in box.splitlines():
+        text = line.strip().strip("│|").strip()
+        if text.startswith(("For full helptext", "Argument helptext")):
+            break
+        if not text.startswith("╭") and set(text) - set("-─╰╯ "):
+            said.append(text)
+    # tyro names the group of settings by an inner name of its own.
+    message = re.sub(r"Error parsing __tyro\S*: ", "", " ".join(said))
+    return f"{message}; see `lorun --help`"
 
 
 def _recipe_name(arguments: list[str]) -> str:
