@@ -9,7 +9,6 @@ from __future__ import annotations
 import loralib
 import pytest
 import torch
-from timing import interleaved
 from torch import nn
 
 from lorun_kernels import FusedLoRAConv2d
@@ -26,7 +25,7 @@ LAYERS = [
     (84, 28, 256, 3),
     (28, 1, 256, 1),
 ]
-ROUNDS = 40
+ROUNDS = 60
 
 
 def _layers(in_channels: int, out_channels: int, kernel: int) -> dict[str, nn.Module]:
@@ -56,10 +55,12 @@ def _report(benchmark, table, call, medians: dict[str, float], peer: str, layer:
 
 @pytest.mark.parametrize("in_channels, out_channels, size, kernel", LAYERS)
 @pytest.mark.benchmark(group="lora_conv2d forward")
-def test_forward_against_the_frozen_convolution(benchmark, table, in_channels, out_channels, size, kernel):
+def test_forward_against_the_frozen_convolution(
+    benchmark, interleaved, table, in_channels, out_channels, size, kernel
+):
     image = torch.randn(1, in_channels, size, size).to(memory_format=torch.channels_last)
     layers = _layers(in_channels, out_channels, kernel)
-    calls = {name: lambda layer=layer: layer(image) for name, layer in layers.items()}
+    calls = {name: lambda layer=layers[name]: layer(image) for name in ("lorun", "plain")}
     with torch.no_grad():
         medians = interleaved(calls, ROUNDS)
         name = f"{in_channels}->{out_channels} {kernel}x{kernel} @{size}"
@@ -68,7 +69,9 @@ def test_forward_against_the_frozen_convolution(benchmark, table, in_channels, o
 
 @pytest.mark.parametrize("in_channels, out_channels, size, kernel", LAYERS)
 @pytest.mark.benchmark(group="lora_conv2d forward+backward")
-def test_forward_and_backward_against_loralib(benchmark, table, in_channels, out_channels, size, kernel):
+def test_forward_and_backward_against_loralib(
+    benchmark, interleaved, table, in_channels, out_channels, size, kernel
+):
     layout = torch.channels_last
     image = torch.randn(1, in_channels, size, size).to(memory_format=layout).requires_grad_()
     grad = torch.randn(1, out_channels, size, size).to(memory_format=layout)

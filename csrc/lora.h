@@ -35,7 +35,7 @@ void check_linear_adapter(const char* op, const at::Tensor& weight, const at::Te
 void check_layer_input(const char* op, const at::Tensor& input, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias);
 
-// W in the given layout and dtype.
+// W in the given layout and dtype, for use inside one op: on CPU the thread's next merge overwrites it.
 at::Tensor merge(const at::Tensor& weight, const at::Tensor& up, const at::Tensor& down, double scaling,
                  at::MemoryFormat layout, at::ScalarType dtype);
 
@@ -52,7 +52,7 @@ void refuse_second_order(const char* op, at::ArrayRef<at::Tensor> tensors);
 
 namespace cpu {
 
-// W in one pass over its elements, straight into the given layout.
+// W in this thread's scratch memory: the thread's next merge overwrites it.
 at::Tensor merge(const at::Tensor& weight, const at::Tensor& up, const at::Tensor& down, double scaling,
                  at::MemoryFormat layout, at::ScalarType dtype);
 

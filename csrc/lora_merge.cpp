@@ -158,7 +158,7 @@ void check_merge(const Tensor& weight, const Tensor& up, const Tensor& down, std
 Tensor merge_lora(const Tensor& weight, const Tensor& up, const Tensor& down, double scaling,
                   std::string_view form) {
   check_merge(weight, up, down, form);
-  return merge(weight, up, down, scaling, weight.suggest_memory_format(), weight.scalar_type());
+  return merge(weight, up, down, scaling, weight.suggest_memory_format(), weight.scalar_type()).clone();
 }
 
 std::tuple<Tensor, Tensor> merge_lora_backward(const Tensor& grad, const Tensor& up, const Tensor& down,

@@ -1,4 +1,4 @@
-"""Argument checks that need Python: the ops themselves check shapes, devices and ranks in C++."""
+"""Argument checks that need Python; shapes and ranks are checked by the ops themselves, in C++."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 
-def check_tensors(op: str, **tensors: object) -> None:
-    """Raise a TypeError that names the first argument that is not a tensor."""
-    for name, value in tensors.items():
+def check_tensors(op: str, weight: Tensor, **tensors: Tensor) -> None:
+    """Name the first argument that is not a tensor (TypeError) or not on the weight's device (ValueError)."""
+    for name, value in {"weight": weight, **tensors}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.device != weight.device:
+            raise ValueError(
+                f"{op}: {name} must be on the device of weight, {weight.device}, got {value.device}; "
+                "move one of them with .to(device)"
+            )
 
 
 def check_input_dtype(op: str, input: Tensor, weight: Tensor) -> None:

@@ -1,56 +1,70 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 
+#include <array>
+
 #include "lora.h"
 
 namespace lorun::cpu {
 namespace {
 
+// out[o, y, x, c] = weight[o, y, x, c] + scaling * delta[o, c, y, x]
+//
 // One thread: a weight is merged in tens of microseconds, less than a busy machine takes to wake a second
 // one.
-
-// out[o, y, x, c] = weight[o, y, x, c] + scaling * delta[o, c, y, x]
-template <typename T, typename Acc>
-void add_channels_last(T* out, const T* weight, const Acc* delta, Acc scaling, int64_t out_channels,
+template <typename T>
+void add_channels_last(T* out, const T* weight, const T* delta, T scaling, int64_t out_channels,
                        int64_t channels, int64_t taps) {
   for (int64_t o = 0; o < out_channels; ++o, delta += channels * taps) {
     for (int64_t tap = 0; tap < taps; ++tap, out += channels, weight += channels) {
       for (int64_t c = 0; c < channels; ++c) {
-        out[c] = static_cast<T>(static_cast<Acc>(weight[c]) + scaling * delta[c * taps + tap]);
+        out[c] = weight[c] + scaling * delta[c * taps + tap];
       }
     }
   }
 }
 
-template <typename T, typename Acc>
-void add_contiguous(T* out, const T* weight, const Acc* delta, Acc scaling, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = static_cast<T>(static_cast<Acc>(weight[i]) + scaling * delta[i]);
+// A matrix of this thread's buffer number `slot`; the next call for the slot overwrites it.
+//
+// W would otherwise be freed between outputs that live on, and glibc's aligned allocation never fits a block
+// into a hole of its own size: the heap would grow by a weight a call, as if every W were kept.
+at::Tensor scratch(int slot, int64_t rows, int64_t columns, const at::TensorOptions& options) {
+  struct Buffer {
+    c10::DataPtr data;
+    size_t bytes = 0;
+  };
+  thread_local std::array<Buffer, 2> buffers;
+  Buffer& buffer = buffers[slot];
+  const size_t bytes = rows * columns * options.dtype().itemsize();
+  if (buffer.bytes < bytes) {
+    buffer.data = c10::GetAllocator(c10::kCPU)->allocate(bytes);
+    buffer.bytes = bytes;
   }
+  return at::from_blob(buffer.data.get(), {rows, columns}, options);
 }
 
 }  // namespace
 
 at::Tensor merge(const at::Tensor& weight, const at::Tensor& up, const at::Tensor& down, double scaling,
                  at::MemoryFormat layout, at::ScalarType dtype) {
-  // Half-precision adapters are multiplied in float, so that W is rounded once.
+  // Half precision is merged in float, so that W is rounded once.
   const auto acc_type = at::toOpMathType(weight.scalar_type());
-  const at::Tensor delta = at::mm(up.to(acc_type), down.to(acc_type));
-  const at::Tensor base = weight.contiguous(layout);
-  at::Tensor out = at::empty(weight.sizes(), weight.options(), layout);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, weight.scalar_type(), "merge_lora", [&] {
-    using Acc = at::opmath_type<scalar_t>;
-    auto* const to = out.mutable_data_ptr<scalar_t>();
-    const auto* const from = base.const_data_ptr<scalar_t>();
-    const auto* const add = delta.const_data_ptr<Acc>();
-    if (layout == at::MemoryFormat::ChannelsLast) {
-      add_channels_last<scalar_t, Acc>(to, from, add, scaling, weight.size(0), weight.size(1),
-                                       weight.size(2) * weight.size(3));
-    } else {
-      add_contiguous<scalar_t, Acc>(to, from, add, scaling, weight.numel());
-    }
+  const at::Tensor base = weight.to(acc_type).contiguous(layout);
+  const at::Tensor left = up.to(acc_type);
+  const at::Tensor right = down.to(acc_type);
+  at::Tensor merged = scratch(0, up.size(0), down.size(1), base.options());
+  if (layout != at::MemoryFormat::ChannelsLast) {
+    at::addmm_out(merged, base.view(merged.sizes()), left, right, /*beta=*/1, /*alpha=*/scaling);
+    return merged.view(weight.sizes()).to(dtype);
+  }
+  at::Tensor delta = scratch(1, up.size(0), down.size(1), base.options());
+  at::mm_out(delta, left, right);
+  AT_DISPATCH_FLOATING_TYPES(acc_type, "merge_lora", [&] {
+    add_channels_last<scalar_t>(merged.mutable_data_ptr<scalar_t>(), base.const_data_ptr<scalar_t>(),
+                                delta.const_data_ptr<scalar_t>(), scaling, weight.size(0), weight.size(1),
+                                weight.size(2) * weight.size(3));
   });
-  return out.to(dtype);
+  return merged.as_strided(weight.sizes(), c10::get_channels_last_strides_2d(weight.sizes())).to(dtype);
 }
 
 }  // namespace lorun::cpu

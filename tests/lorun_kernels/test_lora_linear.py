@@ -48,7 +48,9 @@ def test_equals_the_float64_definition_forward_and_backward(sample, dtype, toler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_linear_bit_for_bit_while_up_is_zero(sample, dtype):
     image, weight, up, down, bias = cast(sample[0], dtype)
-    assert torch.equal(lora_linear(image, weight, torch.zeros_like(up), down, bias), F.linear(image, weight, bias))
+    assert torch.equal(
+        lora_linear(image, weight, torch.zeros_like(up), down, bias), F.linear(image, weight, bias)
+    )
 
 
 def test_gradcheck(sample):
