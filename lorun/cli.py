@@ -12,6 +12,7 @@ import tyro
 from safetensors import SafetensorError
 from tyro.conf import Positional, arg, subcommand
 
+from lorun import __version__
 from lorun.data import list_photos, read_grey
 from lorun.demo import run_demo
 from lorun.device import choose_device
@@ -140,6 +141,9 @@ EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, SafetensorError,
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
     try:
         command = parse(arguments)
         command.run()

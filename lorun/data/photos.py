@@ -78,14 +78,18 @@ class PhotoCrops:
 
     def batch(self, index: int, count: int, side: int) -> Tensor:
         """Batch number `index`: (count, 1, side, side) float32 in [0, 1]."""
+        self.check_side(side)
         large = [image for image in self.images if min(image.shape) >= side]
-        if not large:
-            raise ValueError(f"crop: no training image is {side}x{side} pixels or more; use smaller crops")
         random = np.random.default_rng((self.seed, index))
         weights = np.array([image.size for image in large], dtype=np.float64)
         chosen = random.choice(len(large), size=count, p=weights / weights.sum())
         crops = np.stack([_random_crop(large[i], side, random) for i in chosen])
         return torch.from_numpy(crops).unsqueeze(1).float().div_(255)
+
+    def check_side(self, side: int) -> None:
+        """Raise where no training photograph is large enough for a crop of this side."""
+        if not any(min(image.shape) >= side for image in self.images):
+            raise ValueError(f"crop: no training image is {side}x{side} pixels or more; use smaller crops")
 
     def held_out(self, side: int) -> Tensor:
         """Centres of the photographs that no batch is cut from, (N, 1, side, side)."""

@@ -32,8 +32,9 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     phase, curves.png, the final model file and, where that holds adapters, the shared base it belongs to.
     """
     out = Path(out)
-    claim_folder(out, dataclasses.asdict(config))
     photos = PhotoCrops(config.data_folders(), config.seed)
+    check_run(config, photos)
+    claim_folder(out, dataclasses.asdict(config))
     shared = config.network.variant != "block"
     start_config = dataclasses.replace(config.network, variant="shared" if shared else "block")
     torch.manual_seed(config.seed)
@@ -52,6 +53,18 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     save_network(net, config.network, final_path, base=base_path, notes=training_notes(config, 2))
     save_curves({"phase 1": out / "phase1.jsonl", "phase 2": out / "phase2.jsonl"}, out / "curves.png")
     return final_path
+
+
+def check_run(config: TrainConfig, photos: PhotoCrops) -> None:
+    """Raise now what a later phase or segment would raise after hours."""
+    build_network(config.network)
+    for phase in (config.phase1, config.phase2):
+        if max(phase.stages) > config.network.stages:
+            raise ValueError(
+                f"stages: a phase runs {max(phase.stages)} of them, the network has {config.network.stages}"
+            )
+        photos.check_side(max(phase.crop))
+    photos.held_out(VALIDATION_SIDE)
 
 
 def model_file(out: Path, name: str, network: NetworkConfig) -> Path:

@@ -59,6 +59,11 @@ def test_eval_writes_the_table(photo, tmp_path, capsys):
     assert table.read_text().startswith("image,method,psnr_db")
 
 
+def test_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == lorun.__version__
+
+
 def test_help_has_an_example_for_every_command():
     for command in ("demo", "train", "eval", "restore", "info"):
         result = run(command, "--help")
@@ -110,6 +115,9 @@ def bad_files(folder):
         ("train --recipe cs99 --out run", "no such recipe"),
         ("train --out run --data none", "set LORUN_DATA"),
         ("train --out run --network.gamma -1", "gamma: expected a percentage above 0"),
+        ("train --out run --phase1.lr fast", "could not convert string to float"),
+        ("restore photo.png", "--out"),
+        ("paint photo.png", "demo, train, eval, restore, info"),
         ("train --out run --phase1.steps 1 2 3", "as many steps as stages"),
     ],
 )

@@ -115,6 +115,21 @@ def test_phi_may_train_through_an_adapter(photos, tmp_path):
     assert net.physics.phi_up.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"network": NetworkConfig(ratio=0.1, block=8, width=4, stages=2, gamma=50)}, "the network has 2"),
+        ({"network": NetworkConfig(ratio=0.1, block=8, width=4, stages=3, gamma=101)}, "gamma"),
+        ({"network": NetworkConfig(ratio=0.1, block=8, width=4, stages=3, phi_rank=99)}, "adapter_rank"),
+        ({"phase2": Phase(steps=(1,), stages=(3,), batch=(1,), crop=(999,))}, "use smaller crops"),
+    ],
+)
+def test_what_phase_2_would_refuse_is_refused_at_once(photos, tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        train(tiny(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_run_is_refused(photos, tmp_path):
     train(tiny(), tmp_path / "run")
     with pytest.raises(ValueError, match="other settings"):
