@@ -5,7 +5,10 @@ from pathlib import Path
 
 import torch
 
-REBUILD = "run `pip install --force-reinstall --no-deps .` in LoRun's source folder"
+FOLDER = Path(__file__).parent
+# In a source folder only an editable build puts _C where this file is.
+EDITABLE = "-e " if (FOLDER.parent / "setup.py").exists() else ""
+REBUILD = f"run `pip install --force-reinstall --no-deps {EDITABLE}.` in LoRun's source folder"
 
 
 def _check_torch(record: Path):
@@ -22,7 +25,7 @@ def _check_torch(record: Path):
         )
 
 
-_check_torch(Path(__file__).with_name("_build.json"))
+_check_torch(FOLDER / "_build.json")
 
 try:
     from lorun_kernels import _C
