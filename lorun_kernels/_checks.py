@@ -18,8 +18,10 @@ def check_tensors(op: str, weight: Tensor, **tensors: Tensor) -> None:
             )
 
 
-def check_input_dtype(op: str, input: Tensor, weight: Tensor) -> None:
-    """Refuse an input of another dtype than the weight's, except where autocast converts it."""
+def check_input(op: str, input: Tensor, weight: Tensor) -> None:
+    """As `check_tensors`, for the input; its dtype must be the weight's unless autocast converts it."""
+    if not isinstance(input, Tensor) or input.device != weight.device:
+        check_tensors(op, weight, input=input)
     if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
         raise TypeError(
             f"{op}: input must have the dtype of weight, {weight.dtype}, got {input.dtype}; "

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorun_kernels._checks import check_input_dtype, check_tensors
+from lorun_kernels._checks import check_input, check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels._vmap import loop_rule
 
@@ -81,15 +81,15 @@ torch.library.register_vmap("lorun::lora_conv2d", _lora_conv2d_vmap)
 torch.library.register_vmap("lorun::lora_conv2d_backward", loop_rule(_backward_op))
 
 
-def _resolve_padding(
-    input: Tensor, weight: Tensor, stride: list[int], padding: str, dilation: list[int]
+def resolve_padding(
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: str, dilation: Sequence[int]
 ) -> tuple[Tensor, list[int]]:
     """What F.conv2d makes of padding="valid" and "same": an odd total pads one more at the end."""
     if padding == "valid":
         return input, [0, 0]
     if padding != "same":
         raise ValueError(f'lora_conv2d: padding must be an int, a pair, "same" or "valid", got {padding!r}')
-    if stride != [1, 1]:
+    if any(s != 1 for s in stride):
         raise ValueError(
             f'lora_conv2d: padding="same" needs stride 1, got {stride}; give padding as a number'
         )
@@ -152,12 +152,12 @@ def lora_conv2d(
     ``torch.vmap`` work. Second-order gradients and ``torch.func.grad`` do not, and say so:
     ``lorun_kernels.reference.lora_conv2d`` is the differentiable definition.
     """
-    check_tensors("lora_conv2d", input=input, weight=weight, lora_up=lora_up, lora_down=lora_down)
-    check_input_dtype("lora_conv2d", input, weight)
+    check_tensors("lora_conv2d", weight, lora_up=lora_up, lora_down=lora_down)
+    check_input("lora_conv2d", input, weight)
     stride = _pair("stride", stride, 1)
     dilation = _pair("dilation", dilation, 1)
     if isinstance(padding, str):
-        input, padding = _resolve_padding(input, weight, stride, padding, dilation)
+        input, padding = resolve_padding(input, weight, stride, padding, dilation)
     else:
         padding = _pair("padding", padding, 0)
     return _op(input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form)

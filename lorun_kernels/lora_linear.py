@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorun_kernels._checks import check_input_dtype, check_tensors
+from lorun_kernels._checks import check_input, check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels._vmap import loop_rule
 
@@ -75,6 +75,6 @@ def lora_linear(
     Autocast, ``torch.compile``, ``torch.export``, ``torch.vmap`` and second-order gradients behave as in
     :func:`lorun_kernels.lora_conv2d`.
     """
-    check_tensors("lora_linear", input=input, weight=weight, lora_up=lora_up, lora_down=lora_down)
-    check_input_dtype("lora_linear", input, weight)
+    check_tensors("lora_linear", weight, lora_up=lora_up, lora_down=lora_down)
+    check_input("lora_linear", input, weight)
     return _op(input, weight, lora_up, lora_down, bias, scaling)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorun_kernels.lora_conv import lora_conv2d
+from lorun_kernels._checks import check_input
+from lorun_kernels.lora_conv import resolve_padding
 from lorun_kernels.lora_linear import lora_linear
 from lorun_kernels.lora_merge import merge_lora
 
@@ -211,14 +212,18 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        if self.lora_delta is not None:
-            return F.conv2d(
-                input, self.merged_weight(), self.bias, self.stride, padding, self.dilation, self.groups
-            )
-        return lora_conv2d(
+            padding = (0, 0)
+        if self.rank is None:
+            weight = self.merged_weight()
+            return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        # nn.Conv2d has checked every argument but the input: a call needs no more Python than this.
+        weight = self.weight
+        check_input("lora_conv2d", input, weight)
+        if isinstance(padding, str):
+            input, padding = resolve_padding(input, weight, self.stride, padding, self.dilation)
+        return torch.ops.lorun.lora_conv2d.default(
             input,
-            self.weight,
+            weight,
             self.lora_up,
             self.lora_down,
             self.bias,
