@@ -1,6 +1,8 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <array>
 
 #include "lora.h"
@@ -8,20 +10,24 @@
 namespace lorun::cpu {
 namespace {
 
+// Elements that are worth a thread: waking one costs microseconds.
+constexpr int64_t kGrain = 1 << 14;
+
 // out[o, y, x, c] = weight[o, y, x, c] + scaling * delta[o, c, y, x]
-//
-// One thread: a weight is merged in tens of microseconds, less than a busy machine takes to wake a second
-// one.
 template <typename T>
 void add_channels_last(T* out, const T* weight, const T* delta, T scaling, int64_t out_channels,
                        int64_t channels, int64_t taps) {
-  for (int64_t o = 0; o < out_channels; ++o, delta += channels * taps) {
-    for (int64_t tap = 0; tap < taps; ++tap, out += channels, weight += channels) {
-      for (int64_t c = 0; c < channels; ++c) {
-        out[c] = weight[c] + scaling * delta[c * taps + tap];
+  const int64_t size = channels * taps;
+  at::parallel_for(0, out_channels, std::max<int64_t>(1, kGrain / size), [=](int64_t begin, int64_t end) {
+    for (int64_t o = begin * size; o < end * size; o += size) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t at = o + tap * channels + c;
+          out[at] = weight[at] + scaling * delta[o + c * taps + tap];
+        }
       }
     }
-  }
+  });
 }
 
 // A matrix of this thread's buffer number `slot`; the next call for the slot overwrites it.
