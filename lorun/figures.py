@@ -16,14 +16,14 @@ ERROR_PEAK = 0.1
 def save_comparison(
     path: str | Path, start: np.ndarray, restored: np.ndarray, truth: np.ndarray, titles: tuple[str, str, str]
 ) -> None:
-    """Write a PNG: start, restored, truth and error map, whole and as the detail that gained most.
+    """Write a PNG: start, restored, truth and error map, whole and as a detail.
 
     Args:
         start, restored, truth: (H, W) in [0, 1].
         titles: what to write above the first three; the error map is |restored - truth|, white at 0.1.
     """
     error = np.abs(restored - truth)
-    top, left, side = _gained_most(np.abs(start - truth) - error)
+    top, left, side = _detail(np.abs(start - truth) - error, truth)
     figure = Figure(figsize=(14, 7.4 * truth.shape[0] / truth.shape[1]), layout="constrained")
     axes = figure.subplots(2, 4, height_ratios=(truth.shape[0] / truth.shape[1], 1))
     panels = [*zip((start, restored, truth), titles, strict=True), (error, f"error, 0 to {ERROR_PEAK}")]
@@ -64,12 +64,14 @@ def save_curves(logs: dict[str, Path], path: str | Path) -> None:
     _write(figure, path)
 
 
-def _gained_most(gain: np.ndarray) -> tuple[int, int, int]:
-    """Upper-left corner and side of the window in which the error fell most."""
+def _detail(gain: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
+    """Upper-left corner and side of a window with structure to see in which the error fell much."""
     side = min(DETAIL, *gain.shape)
-    windows = view_as_windows(gain, side, step=max(1, side // 4)).sum((2, 3))
-    row, column = np.unravel_index(windows.argmax(), windows.shape)
-    return int(row) * max(1, side // 4), int(column) * max(1, side // 4), side
+    step = max(1, side // 4)
+    gained = view_as_windows(gain, side, step).mean((2, 3))
+    structure = view_as_windows(truth, side, step).std((2, 3))
+    row, column = np.unravel_index((gained * structure).argmax(), gained.shape)
+    return int(row) * step, int(column) * step, side
 
 
 def _write(figure: Figure, path: str | Path) -> None:

@@ -3,13 +3,16 @@ import json
 import numpy as np
 from PIL import Image
 
-from lorun.figures import _gained_most, save_comparison, save_curves
+from lorun.figures import _detail, save_comparison, save_curves
 
 
-def test_the_detail_is_where_the_error_fell_most():
+def test_the_detail_is_where_the_error_fell_and_there_is_something_to_see():
     gain = np.zeros((300, 400))
     gain[200:240, 300:340] = 1
-    top, left, side = _gained_most(gain)
+    gain[20:60, 20:60] = 2
+    truth = np.zeros((300, 400))
+    truth[200:240:2, 300:340] = 1
+    top, left, side = _detail(gain, truth)
     assert top <= 200 and left <= 300 and top + side >= 240 and left + side >= 340
 
 
