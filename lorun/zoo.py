@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorun.checkpoint import load_network
+from lorun.checkpoint import load_network, read_tensors
 from lorun.networks import NetworkConfig, build_network
 from lorun.unfolding import UnfoldingNetwork
 
@@ -58,4 +58,4 @@ def model_for_ratio(ratio: float) -> str:
 
 def load_config(name: str) -> NetworkConfig:
     """The config of a shipped model."""
-    return load_network(model_path(name))[1]
+    return NetworkConfig(**read_tensors(model_path(name))[1]["config"])
