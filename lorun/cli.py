@@ -16,7 +16,7 @@ from lorun import __version__
 from lorun.data import list_photos, read_grey
 from lorun.demo import run_demo
 from lorun.device import choose_device
-from lorun.evaluate import evaluate, to_markdown, write_table
+from lorun.evaluate import evaluate, table_writer, to_markdown, write_table
 from lorun.report import report
 from lorun.restore import restore_file
 from lorun.restorer import Restorer
@@ -77,6 +77,8 @@ class Eval:
     """cpu, cuda, or auto."""
 
     def run(self) -> None:
+        if self.out is not None:
+            table_writer(self.out)  # a name that cannot be written is said before the work, not after it
         device = choose_device(self.device)
         restorers = {name: Restorer(load_model(name)[0].to(device)) for name in self.models}
         images = {path.stem: read_grey(path) for path in list_photos(self.images)}

@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,10 +83,17 @@ def to_csv(scores: list[Score]) -> str:
 
 def write_table(scores: list[Score], path: Path) -> None:
     """Write a .md or .csv file."""
+    path.write_text(table_writer(path)(scores), encoding="utf-8")
+
+
+def table_writer(path: Path) -> Callable[[list[Score]], str]:
+    """What turns scores into the text of a file of this name; raises where that is neither .md nor .csv."""
     writers = {".md": to_markdown, ".csv": to_csv}
     if path.suffix not in writers:
         raise ValueError(f"{path}: expected a name that ends in .md or .csv")
-    path.write_text(writers[path.suffix](scores), encoding="utf-8")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} into; make it first")
+    return writers[path.suffix]
 
 
 def _score(image: str, method: str, restored: np.ndarray, truth: np.ndarray, seconds: float) -> Score:

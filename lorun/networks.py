@@ -6,6 +6,7 @@ from typing import Literal
 
 from lorun.denoisers import UNet
 from lorun.physics import BlockCS
+from lorun.physics.block_cs import measurements_per_block
 from lorun.unfolding import UnfoldingNetwork
 
 
@@ -35,6 +36,12 @@ class NetworkConfig:
             raise ValueError(f'task: expected "cs", got {self.task!r}')
         if self.denoiser != "unet":
             raise ValueError(f'denoiser: expected "unet", got {self.denoiser!r}')
+        rows = measurements_per_block(self.ratio, self.block)
+        for name in ("block", "width", "stages"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.phi_rank <= rows:
+            raise ValueError(f"phi_rank: expected 0 to {rows}, the rows of Phi, got {self.phi_rank}")
         if not (self.gamma > 0 and math.isfinite(self.gamma)):
             raise ValueError(f"gamma: expected a percentage above 0, got {self.gamma}")
 

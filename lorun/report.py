@@ -59,6 +59,8 @@ class Report:
 
 def report(model: UnfoldingNetwork, size: tuple[int, int] = (256, 256)) -> Report:
     """Count the parameters of a network by part, and its FLOPs for one image of `size` = (H, W)."""
+    if min(size) < 1:
+        raise ValueError(f"size: expected a height and a width of at least 1, got {tuple(size)}")
     names = {name: p.numel() for name, p in model.named_parameters()}
     phi = sum(n for name, n in names.items() if name.startswith("physics."))
     scalars = model.raw_step.numel() + model.raw_lambda.numel()

@@ -30,6 +30,8 @@ def restore_file(
         measurement_out: where to write the simulated measurement.
     """
     _check_target(out, ".png")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"{out}: is the input; choose another name for the restored image")
     truth = None if source.suffix == ".npz" else check_image(read_grey(source))
     if measurement_out is not None:
         _check_target(measurement_out, ".npz")

@@ -61,6 +61,8 @@ class Restorer:
             raise ValueError("y: the measurement holds NaN or Inf; leave out or mend those values first")
         tensor = self._tensor(y)[None]
         self.net.physics.check_measurement(tensor)
+        if min(size) < 1:
+            raise ValueError(f"size: expected an image of at least 1x1 pixels, got {tuple(size)}")
         blocks = tuple(-(-side // self.net.physics.block) for side in size)
         if blocks != tuple(y.shape[1:]):
             raise ValueError(

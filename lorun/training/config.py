@@ -41,6 +41,8 @@ class Phase:
                 )
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"phase: lr must be above 0, got {self.lr}")
+        if not (self.phi_lr >= 0 and math.isfinite(self.phi_lr)):
+            raise ValueError(f"phase: phi_lr must be at least 0, got {self.phi_lr}")
 
     @property
     def total_steps(self) -> int:
@@ -73,6 +75,10 @@ class TrainConfig:
     """cpu, cuda, or auto."""
     save_every: int = 100
     """Steps between checkpoints; a stopped run goes on from the last one."""
+
+    def __post_init__(self):
+        if self.save_every < 1:
+            raise ValueError(f"save_every: expected at least 1 step, got {self.save_every}")
 
     def data_folders(self) -> list[Path]:
         """The training folders, each checked to be there."""

@@ -77,6 +77,9 @@ def bad_files(folder):
     np.savez(folder / "nan.npz", y=np.full((256, 1, 1), np.nan, np.float32), size=np.array([32, 32]))
     np.savez(folder / "other.npz", y=np.zeros((103, 1, 1), np.float32), size=np.array([32, 32]))
     np.savez(folder / "keyless.npz", z=np.zeros(3))
+    np.savez(folder / "zero.npz", y=np.zeros((256, 0, 0), np.float32), size=np.array([0, 0]))
+    np.savez(folder / "object.npz", y=np.array([{}], dtype=object), size=np.array([32, 32]))
+    (folder / "empty.npz").write_bytes(b"")
     (folder / "broken.npz").write_bytes(b"PK not an archive")
     shipped = (lorun.zoo.MODELS / "cs25-unet-shared9.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(shipped[: len(shipped) // 2])
@@ -116,7 +119,19 @@ def bad_files(folder):
         ("train --out run --data none", "set LORUN_DATA"),
         ("train --out run --network.gamma -1", "gamma: expected a percentage above 0"),
         ("train --out run --phase1.lr fast", "could not convert string to float"),
+        ("train --out run --network.stages 0", "stages: expected at least 1"),
+        ("train --out run --network.width 0", "width: expected at least 1"),
+        ("train --out run --network.ratio 2", "ratio: expected a fraction"),
+        ("train --out run --network.phi-rank 999", "phi_rank: expected 0 to 256"),
+        ("train --out run --save-every 0", "save_every: expected at least 1"),
+        ("train --out run --phase1.phi-lr -1", "phi_lr must be at least 0"),
         ("restore photo.png", "--out"),
+        ("restore photo.png -o photo.png", "is the input"),
+        ("restore zero.npz -o out.png", "at least 1x1 pixels"),
+        ("restore empty.npz -o out.png", "not a readable .npz"),
+        ("restore object.npz -o out.png", "not a readable .npz"),
+        ("info cs25-unet-lorun9 --size -4 7", "height and a width of at least 1"),
+        ("eval . -o table.txt", "ends in .md or .csv"),
         ("paint photo.png", "demo, train, eval, restore, info"),
         ("train --out run --phase1.steps 1 2 3", "as many steps as stages"),
     ],

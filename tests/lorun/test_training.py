@@ -120,7 +120,6 @@ def test_phi_may_train_through_an_adapter(photos, tmp_path):
     [
         ({"network": NetworkConfig(ratio=0.1, block=8, width=4, stages=2, gamma=50)}, "the network has 2"),
         ({"network": NetworkConfig(ratio=0.1, block=8, width=4, stages=3, gamma=101)}, "gamma"),
-        ({"network": NetworkConfig(ratio=0.1, block=8, width=4, stages=3, phi_rank=99)}, "adapter_rank"),
         ({"phase2": Phase(steps=(1,), stages=(3,), batch=(1,), crop=(999,))}, "use smaller crops"),
     ],
 )
