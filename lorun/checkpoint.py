@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lorun.files import write_in_one_step
 from lorun.networks import NetworkConfig, build_network
 from lorun.unfolding import UnfoldingNetwork
 
@@ -93,9 +93,7 @@ def write_tensors(tensors: dict[str, Tensor], header: dict[str, Any], path: str 
     metadata = {"lorun": text, "digest": _digest(tensors, text)}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(save(tensors, metadata))
-    os.replace(part, path)
+    write_in_one_step(path, lambda part: part.write_bytes(save(tensors, metadata)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

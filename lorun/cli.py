@@ -16,7 +16,8 @@ from lorun import __version__
 from lorun.data import list_photos, read_grey
 from lorun.demo import run_demo
 from lorun.device import choose_device
-from lorun.evaluate import evaluate, table_writer, to_markdown, write_table
+from lorun.evaluate import TABLES, evaluate, to_markdown, write_table
+from lorun.files import check_target
 from lorun.report import report
 from lorun.restore import restore_file
 from lorun.restorer import Restorer
@@ -78,10 +79,12 @@ class Eval:
 
     def run(self) -> None:
         if self.out is not None:
-            table_writer(self.out)  # a name that cannot be written is said before the work, not after it
+            check_target(self.out, *TABLES)
+        if not self.models:
+            raise ValueError("models: name at least one shipped model or model file")
         device = choose_device(self.device)
         restorers = {name: Restorer(load_model(name)[0].to(device)) for name in self.models}
-        images = {path.stem: read_grey(path) for path in list_photos(self.images)}
+        images = {path.name: read_grey(path) for path in list_photos(self.images)}
         scores = evaluate(images, restorers)
         print(to_markdown(scores), end="")
         if self.out is not None:
@@ -137,7 +140,7 @@ class Info:
 
 Command = Demo | Train | Eval | Restore | Info
 
-EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, SafetensorError, MemoryError)
+EXPECTED = (ValueError, TypeError, OSError, ArithmeticError, SafetensorError, MemoryError)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,6 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     except EXPECTED as error:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"lorun: error: {text}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        print("lorun: error: not enough memory; use a smaller image, crop or batch", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lorun: stopped; `lorun train` goes on from its last checkpoint", file=sys.stderr)

@@ -3,7 +3,6 @@
 import csv
 import io
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lorun import metrics
+from lorun.files import check_target, write_in_one_step
 from lorun.restorer import Restorer
 
 PROTOCOL = "cs"
@@ -81,19 +81,14 @@ def to_csv(scores: list[Score]) -> str:
     return text.getvalue()
 
 
+TABLES = {".md": to_markdown, ".csv": to_csv}
+
+
 def write_table(scores: list[Score], path: Path) -> None:
     """Write a .md or .csv file."""
-    path.write_text(table_writer(path)(scores), encoding="utf-8")
-
-
-def table_writer(path: Path) -> Callable[[list[Score]], str]:
-    """What turns scores into the text of a file of this name; raises where that is neither .md nor .csv."""
-    writers = {".md": to_markdown, ".csv": to_csv}
-    if path.suffix not in writers:
-        raise ValueError(f"{path}: expected a name that ends in .md or .csv")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} into; make it first")
-    return writers[path.suffix]
+    check_target(path, *TABLES)
+    text = TABLES[path.suffix.lower()](scores)
+    write_in_one_step(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _score(image: str, method: str, restored: np.ndarray, truth: np.ndarray, seconds: float) -> Score:

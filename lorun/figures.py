@@ -1,13 +1,14 @@
 """Pictures of results."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from skimage.util import view_as_windows
+
+from lorun.files import write_in_one_step
 
 DETAIL = 96
 ERROR_PEAK = 0.1
@@ -35,7 +36,7 @@ def save_comparison(
         axes[1, column].imshow(image[top : top + side, left : left + side], vmin=0, **look)
     for axis in axes.flat:
         axis.set_axis_off()
-    _write(figure, path)
+    write_in_one_step(path, lambda part: figure.savefig(part, format="png", dpi=80))
 
 
 def save_curves(logs: dict[str, Path], path: str | Path) -> None:
@@ -61,7 +62,7 @@ def save_curves(logs: dict[str, Path], path: str | Path) -> None:
         axis.set(xlabel="step", title=title)
         axis.legend()
     loss_axis.set_yscale("log")
-    _write(figure, path)
+    write_in_one_step(path, lambda part: figure.savefig(part, format="png", dpi=80))
 
 
 def _detail(gain: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
@@ -72,10 +73,3 @@ def _detail(gain: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
     structure = view_as_windows(truth, side, step).std((2, 3))
     row, column = np.unravel_index((gained * structure).argmax(), gained.shape)
     return int(row) * step, int(column) * step, side
-
-
-def _write(figure: Figure, path: str | Path) -> None:
-    """Save a figure in one step, so that no half-written file is left."""
-    part = Path(f"{path}.part")
-    figure.savefig(part, format="png", dpi=80)
-    os.replace(part, path)

@@ -1,6 +1,7 @@
 """What a network costs: parameters by part, FLOPs, and the saving against K separate denoisers."""
 
 import dataclasses
+import math
 
 import torch
 from torch import nn
@@ -85,9 +86,11 @@ def report(model: UnfoldingNetwork, size: tuple[int, int] = (256, 256)) -> Repor
 
 @torch.no_grad()
 def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
-    """FLOPs, 2 * MAC, of restoring one image of `size`; the merging of adapters is not counted."""
-    image = torch.zeros(1, model.physics.channels, *size, device=model.raw_step.device)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.lorun.lora_conv2d: _lora_conv_flop})
+    """FLOPs, 2 * MAC, of restoring one image of `size`; the merging of adapters and HQS's solve are not."""
+    image = torch.zeros(
+        1, model.physics.channels, *size, device=model.raw_step.device, dtype=model.raw_step.dtype
+    )
+    counter = FlopCounterMode(display=False, custom_mapping=LORA_FLOPS)
     y = model.physics.A(image)
     with counter:
         model(y)
@@ -97,6 +100,17 @@ def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
 def _lora_conv_flop(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
     """The FLOPs of the convolution alone, as torch counts them."""
     return conv_flop_count(input_shape, weight_shape, out_shape)
+
+
+def _lora_linear_flop(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    """2 * MAC of the matrix product alone."""
+    return 2 * math.prod(input_shape) * weight_shape[0]
+
+
+LORA_FLOPS = {
+    torch.ops.lorun.lora_conv2d: _lora_conv_flop,
+    torch.ops.lorun.lora_linear: _lora_linear_flop,
+}
 
 
 def _count(module: nn.Module) -> int:

@@ -1,6 +1,5 @@
 """Restoring a file: an image whose measurement is simulated, or a measurement."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 from lorun.data import read_grey
 from lorun.device import choose_device
 from lorun.evaluate import PROTOCOL
+from lorun.files import check_target, write_in_one_step
 from lorun.metrics import psnr
 from lorun.restorer import Restorer, check_image, read_measurement
 from lorun.zoo import load_model, model_for_ratio
@@ -29,33 +29,21 @@ def restore_file(
         ratio: picks the shipped model where `model` is None.
         measurement_out: where to write the simulated measurement.
     """
-    _check_target(out, ".png")
+    check_target(out, ".png")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"{out}: is the input; choose another name for the restored image")
     truth = None if source.suffix == ".npz" else check_image(read_grey(source))
     if measurement_out is not None:
-        _check_target(measurement_out, ".npz")
+        check_target(measurement_out, ".npz")
         if truth is None:
             raise ValueError(f"measurement: {source} is a measurement already; leave --measurement out")
     net, config = load_model(model or model_for_ratio(ratio))
     restorer = Restorer(net.to(choose_device(device)))
     measurement = read_measurement(source) if truth is None else restorer.measure(truth)
     restored = restorer.restore(measurement)
+    picture = Image.fromarray(np.rint(restored * 255).astype(np.uint8))
+    write_in_one_step(out, lambda part: picture.save(part, format="PNG"))
     if measurement_out is not None:
         measurement.save(measurement_out)
-    _write_png(restored, out)
     quality = "" if truth is None else f", PSNR {psnr(restored, truth, PROTOCOL):.2f} dB"
     return f"{out}: restored by {config.label} from {config.ratio:.0%} of the measurements{quality}"
-
-
-def _check_target(path: Path, suffix: str) -> None:
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"{path}: expected a name that ends in {suffix}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} into; make it first")
-
-
-def _write_png(image: np.ndarray, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(np.rint(image * 255).astype(np.uint8)).save(part, format="PNG")
-    os.replace(part, path)

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lorun.files import write_in_one_step
 from lorun.unfolding import UnfoldingNetwork
 
 MIN_SIDE = 8
+MAX_MEASUREMENT = 1e6
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,10 @@ class Measurement:
 
     def save(self, path: str | Path) -> None:
         """Write an .npz with the keys `y` and `size`."""
-        with open(path, "wb") as file:
+        write_in_one_step(path, self._write)
+
+    def _write(self, path: Path) -> None:
+        with path.open("wb") as file:
             np.savez(file, y=self.y, size=np.array(self.size))
 
 
@@ -39,26 +44,29 @@ class Restorer:
         """Simulate the measurement of an image, (H, W) in [0, 1], with the model's Phi."""
         image = check_image(image)
         y = self.net.physics.A(self._tensor(image)[None, None])
-        return Measurement(y[0].numpy(force=True), image.shape)
+        return Measurement(y[0].float().numpy(force=True), image.shape)
 
     @torch.no_grad()
     def restore(self, measurement: Measurement) -> np.ndarray:
         """The image that the model restores, (H, W) float32 in [0, 1]."""
         y = self._checked(measurement)
-        return self.net(y, size=measurement.size)[0, 0].clamp(0, 1).numpy(force=True)
+        return self.net(y, size=measurement.size)[0, 0].clamp(0, 1).float().numpy(force=True)
 
     @torch.no_grad()
     def start(self, measurement: Measurement) -> np.ndarray:
         """Phi^T y, (H, W) float32 in [0, 1]: where the network starts from."""
         y = self._checked(measurement)
-        return self.net.physics.A_adjoint(y, measurement.size)[0, 0].clamp(0, 1).numpy(force=True)
+        return self.net.physics.A_adjoint(y, measurement.size)[0, 0].clamp(0, 1).float().numpy(force=True)
 
     def _checked(self, measurement: Measurement) -> torch.Tensor:
         y, size = np.asarray(measurement.y), measurement.size
         if y.ndim != 3 or y.dtype.kind != "f":
             raise ValueError(f"y: expected a float array (M, h, w), got {y.dtype} {y.shape}")
-        if not np.isfinite(y).all():
-            raise ValueError("y: the measurement holds NaN or Inf; leave out or mend those values first")
+        # Far above what any image in [0, 1] measures, far below what overflows on the way.
+        if not np.isfinite(y).all() or np.abs(y).max(initial=0) > MAX_MEASUREMENT:
+            raise ValueError(
+                f"y: the measurement holds NaN, Inf or values beyond {MAX_MEASUREMENT:g}; mend those first"
+            )
         tensor = self._tensor(y)[None]
         self.net.physics.check_measurement(tensor)
         if min(size) < 1:
@@ -71,7 +79,7 @@ class Restorer:
         return tensor
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.net.physics.phi.device)
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.net.physics.phi)
 
 
 def check_image(image: np.ndarray) -> np.ndarray:

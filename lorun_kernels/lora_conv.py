@@ -122,7 +122,7 @@ def lora_conv2d(
     """Convolve with ``W = weight + scaling * (lora_up @ lora_down).view_as(weight)``.
 
     Equation 4 of arXiv 2602.18697. W is merged for the call, in the layout that the convolution wants, and
-    freed after it. Autograd keeps `input`, `weight`, `lora_up` and `lora_down` (references, no copies) and
+    not kept after it. Autograd keeps `input`, `weight`, `lora_up` and `lora_down` (references, no copies) and
     computes only the gradients that are asked for. While ``lora_up`` is zero the result equals
     ``F.conv2d(input, weight, ...)``, on CPU bit for bit.
 

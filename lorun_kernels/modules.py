@@ -20,7 +20,7 @@ FORMS = ("reshape", "factored")
 def _eq12_rank(in_channels: int, out_channels: int, gamma: float) -> int:
     """ceil(min(in, out) * gamma / 100), in exact arithmetic: 30 channels at 10 % are 3, never 4."""
     percent = Fraction(gamma).limit_denominator(10**6)
-    return math.ceil(min(in_channels, out_channels) * percent / 100)
+    return max(1, math.ceil(min(in_channels, out_channels) * percent / 100))
 
 
 def _choose_rank(
@@ -30,7 +30,7 @@ def _choose_rank(
         if not 0 < gamma <= 100:
             raise ValueError(f"{owner}: gamma must be a percentage in (0, 100], got {gamma}")
         return min(_eq12_rank(in_channels, out_channels, gamma), largest)
-    if not isinstance(rank, int) or not 1 <= rank <= largest:
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= largest:
         raise ValueError(
             f"{owner}: rank must be an int between 1 and {largest} for this layer, got {rank!r}; "
             "choose a smaller rank, or leave it to gamma"

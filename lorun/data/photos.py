@@ -116,7 +116,9 @@ def principal_phi(photos: PhotoCrops, rows: int, block: int, crops: int = 30_000
 
 
 def _as_array(image: Image.Image) -> np.ndarray:
-    if image.mode in ("L", "1", "I;16", "F", "RGB"):
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)  # in this machine's byte order, whatever the file's
+    if image.mode in ("L", "1", "F", "RGB"):
         return np.asarray(image)
     if image.mode == "I":
         values = np.asarray(image)

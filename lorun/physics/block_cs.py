@@ -79,7 +79,7 @@ class BlockCS(nn.Module):
             raise ValueError(f"adapter_rank: expected 1 to {rows}, the rows of Phi, got {rank}")
         self.phi.requires_grad_(False)
         self.phi_up = nn.Parameter(self.phi.new_zeros(rows, rank))
-        self.phi_down = nn.Parameter(torch.randn(rank, pixels, device=self.phi.device) / pixels**0.5)
+        self.phi_down = nn.Parameter(torch.randn(rank, pixels).to(self.phi) / pixels**0.5)
 
     def matrix(self) -> Tensor:
         """The measurement matrix in use, (M, block^2)."""

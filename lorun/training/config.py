@@ -6,7 +6,7 @@ import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from lorun.networks import NetworkConfig
 
@@ -77,6 +77,8 @@ class TrainConfig:
     """Steps between checkpoints; a stopped run goes on from the last one."""
 
     def __post_init__(self):
+        if self.phi_start not in ("principal", "random"):
+            raise ValueError(f'phi_start: expected "principal" or "random", got {self.phi_start!r}')
         if self.save_every < 1:
             raise ValueError(f"save_every: expected at least 1 step, got {self.save_every}")
 
@@ -117,7 +119,22 @@ def _from_dict(kind: type, values: dict[str, Any]) -> Any:
         raise ValueError(f"unknown setting {unknown[0]!r}; expected one of {', '.join(known)}")
     arguments = {}
     for name, value in values.items():
-        if isinstance(value, dict):
-            value = _from_dict(known[name].type, value)
-        arguments[name] = tuple(value) if isinstance(value, list) else value
+        arguments[name] = _checked(name, known[name].type, value)
     return kind(**arguments)
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """A value of a recipe as its setting's type; raises where it is of another."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}: expected a table, [{name}], got {value!r}")
+        return _from_dict(kind, value)
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        if not isinstance(value, list) or not all(isinstance(entry, item) for entry in value):
+            raise ValueError(f"{name}: expected a list of {item.__name__}, got {value!r}")
+        return tuple(value)
+    allowed = (int, float) if kind is float else kind
+    if isinstance(kind, type) and (not isinstance(value, allowed) or isinstance(value, bool)):
+        raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
+    return value

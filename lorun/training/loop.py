@@ -58,6 +58,8 @@ def train(config: TrainConfig, out: str | Path) -> Path:
 def check_run(config: TrainConfig, photos: PhotoCrops) -> None:
     """Raise now what a later phase or segment would raise after hours."""
     build_network(config.network)
+    choose_device(config.device)
+    photos.check_side(config.network.block)
     for phase in (config.phase1, config.phase2):
         if max(phase.stages) > config.network.stages:
             raise ValueError(
@@ -106,9 +108,10 @@ def run_phase(
             last = step + 1 == phase.total_steps
             if (step + 1) % save_every == 0 or last:
                 entry["psnr"] = round(validation_psnr(net, photos, phase.stages[segment]), 3)
-                save_state(net, optimizer, step + 1, state_path)
             with log_path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
+            if "psnr" in entry:
+                save_state(net, optimizer, step + 1, state_path)
             shown |= {name: entry[name] for name in ("loss", "images_per_s", "psnr") if name in entry}
             bar.set_postfix(shown)
             bar.update()

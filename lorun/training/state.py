@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lorun.checkpoint import assign_tensors, network_tensors, read_tensors, write_tensors
+from lorun.files import write_in_one_step
 from lorun.unfolding import UnfoldingNetwork
 
 
@@ -37,16 +38,17 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     """Record the settings in `out`; refuse a folder that belongs to another run."""
     text = json.dumps(settings, indent=1)
     path = out / "config.json"
-    if path.exists() and json.loads(path.read_text()) != json.loads(text):
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_in_one_step(path, lambda part: part.write_text(text))
+    elif path.read_text() != text:
         raise ValueError(
             f"{out}: holds a run with other settings; choose another --out, or remove that folder"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def truncate_log(path: Path, steps: int) -> None:
-    """Drop the entries of steps that will run again, because they came after the last checkpoint."""
+    """Keep the entries up to the last checkpoint: later steps will run again, and a kill may cut a line."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= steps]
+    write_in_one_step(path, lambda part: part.write_text("".join(kept)))

@@ -55,7 +55,7 @@ def test_eval_writes_the_table(photo, tmp_path, capsys):
     table = tmp_path / "table.csv"
     assert main(["eval", str(folder), "--models", LORUN, "cs25-unet-shared9", "-o", str(table)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("| photo |") == 4 and printed.count("| average |") == 4
+    assert printed.count("| photo.png |") == 4 and printed.count("| average |") == 4
     assert table.read_text().startswith("image,method,psnr_db")
 
 
@@ -80,6 +80,8 @@ def bad_files(folder):
     np.savez(folder / "zero.npz", y=np.zeros((256, 0, 0), np.float32), size=np.array([0, 0]))
     np.savez(folder / "object.npz", y=np.array([{}], dtype=object), size=np.array([32, 32]))
     (folder / "empty.npz").write_bytes(b"")
+    np.savez(folder / "large.npz", y=np.full((256, 1, 1), 1e300), size=np.array([32, 32]))
+    (folder / "folder.png").mkdir()
     (folder / "broken.npz").write_bytes(b"PK not an archive")
     shipped = (lorun.zoo.MODELS / "cs25-unet-shared9.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(shipped[: len(shipped) // 2])
@@ -96,7 +98,7 @@ def bad_files(folder):
         ("restore pixel.png -o out.png", "at least 8x8 pixels, got 1x1"),
         ("restore nan.tif -o out.png", "NaN or Inf"),
         ("restore broken.png -o out.png", "not a readable image"),
-        ("restore nan.npz -o out.png", "NaN or Inf"),
+        ("restore nan.npz -o out.png", "the measurement holds NaN"),
         ("restore other.npz -o out.png", "another ratio"),
         ("restore keyless.npz -o out.png", "lacks the key"),
         ("restore broken.npz -o out.png", "not a readable .npz"),
@@ -127,6 +129,10 @@ def bad_files(folder):
         ("train --out run --phase1.phi-lr -1", "phi_lr must be at least 0"),
         ("restore photo.png", "--out"),
         ("restore photo.png -o photo.png", "is the input"),
+        ("restore large.npz -o out.png", "NaN, Inf or values beyond"),
+        ("restore photo.png -o folder.png", "is a folder"),
+        ("restore photo.png -o out.png --device meta", "device: 'meta' is not usable"),
+        ("info cs25-unet-lorun9 --size 10000000 10000000", "not enough memory"),
         ("restore zero.npz -o out.png", "at least 1x1 pixels"),
         ("restore empty.npz -o out.png", "not a readable .npz"),
         ("restore object.npz -o out.png", "not a readable .npz"),

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -35,6 +36,12 @@ def test_files_read_as_they_were_written(tmp_path):
     rgb = np.random.default_rng(1).integers(0, 256, (9, 5, 3), dtype=np.uint8)
     Image.fromarray(rgb).convert("RGBA").save(tmp_path / "rgba.png")
     np.testing.assert_allclose(read_grey(tmp_path / "rgba.png"), to_grey(rgb), atol=1e-7)
+
+
+def test_big_endian_16_bit_tiff_is_read_as_written(tmp_path):
+    pixels = np.arange(0, 65536, 819, dtype=np.uint16).reshape(9, 9)
+    tifffile.imwrite(tmp_path / "big.tif", pixels, byteorder=">")
+    np.testing.assert_allclose(read_grey(tmp_path / "big.tif"), pixels / 65535, atol=1e-7)
 
 
 def test_palette_tiff_reads_its_colours(tmp_path):

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import lorun
 from lorun.denoisers import UNet
@@ -38,3 +39,19 @@ def test_flops_are_worked_out_by_hand():
 def test_it_prints_both_conventions_of_m():
     text = str(report("lorun"))
     assert "1.493" in text and "1.424" in text and "4.675 Mi" in text
+
+
+def test_adapted_linear_layers_are_counted_like_plain_ones():
+    class PixelLinear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = torch.nn.Linear(16, 16)
+
+        def forward(self, x, noise_level):
+            return self.mix(x)
+
+    flops = {}
+    for variant in ("shared", "lorun"):
+        net = UnfoldingNetwork(BlockCS(0.25, block=8), PixelLinear(), 2, variant)
+        flops[variant] = lorun.report(net, (16, 16)).flops
+    assert flops["shared"] == flops["lorun"]

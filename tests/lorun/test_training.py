@@ -135,6 +135,24 @@ def test_a_folder_of_another_run_is_refused(photos, tmp_path):
         train(tiny(seed=1), tmp_path / "run")
 
 
+def test_a_line_cut_by_a_kill_does_not_stop_a_run(photos, tmp_path):
+    out = tmp_path / "run"
+    whole = load_network(train(tiny(), out))[0]
+    (out / "phase2.state").unlink()
+    log = out / "phase2.jsonl"
+    log.write_text(log.read_text() + '{"step": 7, "lo')
+    again = load_network(train(tiny(), out))[0]
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+    assert len(curve(log)) == 6
+
+
+def test_a_start_that_fails_claims_nothing(photos, tmp_path):
+    with pytest.raises(ValueError, match="device"):
+        train(tiny(device="warp"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(tiny(), tmp_path / "run").is_file()
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_loadable(photos, tmp_path, monkeypatch):
     real_batch = loop.PhotoCrops.batch
 
@@ -174,6 +192,11 @@ def test_the_shipped_recipe_is_the_papers_network():
         ("[network]\ngamma = -3", "gamma: expected"),
         ("[network]\ntask = 'mri'", "task: expected"),
         ("seed = [", "bad.toml"),
+        ("network = 5", "network: expected a table"),
+        ("data = 'photos'", "data: expected a list of str"),
+        ("phi_start = 'principle'", "phi_start: expected"),
+        ("[phase1]\nsteps = [1.5]", "steps: expected a list of int"),
+        ("seed = 'one'", "seed: expected int"),
     ],
 )
 def test_bad_recipes_say_what_was_expected(tmp_path, text, words):

@@ -1,0 +1,26 @@
+"""Writing a file in one step, so that a failed write leaves the old file, and no half of a new one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_in_one_step(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with the path of a file beside `path`, and rename that to `path` when it is complete."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_target(path: Path, *suffixes: str) -> None:
+    """Raise where a file of this name cannot be written: before the work, not after it."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} into; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file")
