@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorun.checkpoint import assign_tensors, network_tensors, read_tensors, write_tensors
+from lorun.checkpoint import CheckpointError, assign_tensors, network_tensors, read_tensors, write_tensors
 from lorun.files import write_in_one_step
 from lorun.unfolding import UnfoldingNetwork
 
@@ -22,7 +22,10 @@ def save_state(net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, step: in
 
 def load_state(net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, path: Path) -> int:
     """Restore what `save_state` wrote; returns the step to go on from."""
-    tensors, header = read_tensors(path)
+    try:
+        tensors, header = read_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: damaged; remove it to start this phase anew") from error
     parameters = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
     assign_tensors(net, parameters, path)
     moments: dict[int, dict[str, Tensor]] = {}

@@ -146,6 +146,14 @@ def test_a_line_cut_by_a_kill_does_not_stop_a_run(photos, tmp_path):
     assert len(curve(log)) == 6
 
 
+def test_a_damaged_state_says_how_to_go_on(photos, tmp_path):
+    train(tiny(), tmp_path / "run")
+    state = tmp_path / "run" / "phase2.state"
+    state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="phase2.state: damaged; remove it to start this phase anew"):
+        train(tiny(), tmp_path / "run")
+
+
 def test_a_start_that_fails_claims_nothing(photos, tmp_path):
     with pytest.raises(ValueError, match="device"):
         train(tiny(device="warp"), tmp_path / "run")
