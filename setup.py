@@ -1,7 +1,13 @@
-"""Builds lorun_kernels._C. Everything about the package that does not depend on torch is in pyproject.toml.
+"""Builds lorun_kernels._C and, where it can, _C_cuda.
+
+Everything about the package that does not depend on torch is in pyproject.toml.
 
 LORUN_MARCH   the -march to compile for: "native" (default), or e.g. "x86-64-v3" for a wheel to give away
-LORUN_CUDA    auto (default): CUDA kernels where they can be built; 0: none; 1: fail where they cannot
+LORUN_CUDA    auto (default): CUDA kernels where there are nvcc and a CUDA torch that fit; 0: none;
+              1: fail without nvcc, but do with a CPU torch
+CUDA_HOME     the CUDA toolkit; by default that of the nvcc in PATH
+TORCH_CUDA_ARCH_LIST    the GPUs to compile for, e.g. "8.0;9.0+PTX"; by default those present, or where there
+                        are none, all from 8.0 that nvcc knows
 """
 
 import json
@@ -15,6 +21,7 @@ from pathlib import Path
 from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent / "build_backend"))
+import cuda_build  # noqa: E402
 from lorun_build import MINIMUM_TORCH, installed_torch  # noqa: E402
 
 ANY_TORCH = "torch>={}.{}".format(*MINIMUM_TORCH)
@@ -26,15 +33,6 @@ def torch_requirement():
     """Exactly the torch that is built against: C++ autograd has no stable ABI. An sdist takes any."""
     version = None if "sdist" in sys.argv else installed_torch()
     return f"torch=={version}" if version else ANY_TORCH
-
-
-def no_cuda_reason(setting):
-    """Why this build has no CUDA kernels; raises where LORUN_CUDA asks for them."""
-    if setting not in ("auto", "0", "1"):
-        raise SystemExit(f"LORUN_CUDA must be auto, 0 or 1, got {setting!r}; set it to one of these.")
-    if setting == "1":
-        raise SystemExit("LORUN_CUDA=1: this version of LoRun has no CUDA kernels; set LORUN_CUDA=auto or 0.")
-    return "switched off by LORUN_CUDA=0" if setting == "0" else "this version of LoRun has no CUDA kernels"
 
 
 def check_compiler():
@@ -56,37 +54,52 @@ def check_torch():
 
 def compiled_parts():
     """The setup() arguments of a build that compiles."""
-    cuda = os.environ.get("LORUN_CUDA", "auto")
-    cuda_reason = no_cuda_reason(cuda)
     check_compiler()
     check_torch()
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    class BuildWithRecord(BuildExtension):
-        """Writes the torch version beside _C, to be compared before _C is loaded into another torch."""
+    setting = os.environ.get("LORUN_CUDA", "auto")
+    nvcc, cuda_reason = cuda_build.plan(setting, torch)
+    names = cuda_build.architectures(nvcc, torch) if nvcc else []
+    # What _C is compared with before it is loaded into another torch, and what build_info() says of CUDA.
+    record = {
+        "torch": torch.__version__,
+        "cuda_setting": setting,
+        "cuda_version": cuda_build.cuda_version(nvcc) if nvcc else None,
+        "cuda_architectures": names,
+        "cuda_reason": cuda_reason,
+    }
+
+    class BuildWithCuda(BuildExtension):
+        """Puts the CUDA library, where it is built, and the record beside _C."""
 
         def run(self):
             super().run()
             folder = Path(self.get_ext_fullpath("lorun_kernels._C")).parent
-            (folder / "_build.json").write_text(json.dumps({"torch": torch.__version__}) + "\n")
+            # One of an earlier build would be packed with this one.
+            (folder / "_C_cuda.so").unlink(missing_ok=True)
+            if nvcc:
+                cuda_build.build(
+                    nvcc,
+                    names,
+                    Path(torch.__file__).parent,
+                    objects=Path(self.build_temp, "cuda"),
+                    library=folder / "_C_cuda.so",
+                )
+            (folder / "_build.json").write_text(json.dumps(record) + "\n")
 
     march = os.environ.get("LORUN_MARCH", "native")
     flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", f"-march={march}"]
-    report = {
-        "LORUN_CXX_FLAGS": " ".join(flags),
-        "LORUN_CUDA_SETTING": cuda,
-        "LORUN_NO_CUDA_REASON": cuda_reason,
-    }
     kernels = CppExtension(
         "lorun_kernels._C",
         sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
         include_dirs=[os.path.abspath("csrc")],
-        define_macros=[(name, json.dumps(value)) for name, value in report.items()],
+        define_macros=[("LORUN_CXX_FLAGS", json.dumps(" ".join(flags)))],
         extra_compile_args=flags,
         extra_link_args=["-fopenmp"],
     )
-    return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildWithRecord}}
+    return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildWithCuda}}
 
 
 setup(

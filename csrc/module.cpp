@@ -71,9 +71,6 @@ py::dict build_info() {
 #else
   info["cxx11_abi"] = py::none();
 #endif
-  info["cuda_setting"] = LORUN_CUDA_SETTING;
-  info["cuda_architectures"] = std::vector<std::string>{};
-  info["cuda_reason"] = LORUN_NO_CUDA_REASON;
   return info;
 }
 

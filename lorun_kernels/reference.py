@@ -6,8 +6,13 @@ autograd differentiates these as often as it likes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Step = int | Sequence[int] | Tensor
 
 
 def merge_lora(
@@ -44,3 +49,68 @@ def lora_linear(
     scaling: float = 1.0,
 ) -> Tensor:
     return F.linear(input, merge_lora(weight, lora_up, lora_down, scaling), bias)
+
+
+def band_offsets(step: Step, bands: int) -> list[int]:
+    """By how many columns each band is shifted to the right."""
+    if isinstance(step, int):
+        return [step * band for band in range(bands)]
+    return step.tolist() if isinstance(step, Tensor) else list(step)
+
+
+def _columns(offsets: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """The measured column of every pixel of a band: (C, 1, W)."""
+    starts = torch.tensor(offsets, device=device)
+    return starts[:, None, None] + torch.arange(width, device=device)
+
+
+def shift(x: Tensor, step: Step = 2) -> Tensor:
+    """Move band c of (..., C, H, W) to the right by its offset, into zeros: (..., C, H, W')."""
+    offsets = band_offsets(step, x.shape[-3])
+    index = _columns(offsets, x.shape[-1], x.device).expand(x.shape)
+    return x.new_zeros([*x.shape[:-1], x.shape[-1] + max(offsets)]).scatter(-1, index, x)
+
+
+def unshift(y: Tensor, step: Step = 2) -> Tensor:
+    """Undo `shift`: the W columns of each band of (..., C, H, W') that start at its offset."""
+    offsets = band_offsets(step, y.shape[-3])
+    width = y.shape[-1] - max(offsets)
+    return y.gather(-1, _columns(offsets, width, y.device).expand([*y.shape[:-1], width]))
+
+
+def cassi_forward(x: Tensor, mask: Tensor, step: Step = 2) -> Tensor:
+    return shift(mask * x, step).sum(-3)
+
+
+def cassi_adjoint(y: Tensor, mask: Tensor, bands: int, step: Step = 2) -> Tensor:
+    return mask * unshift(y.unsqueeze(-3).expand(*y.shape[:-2], bands, *y.shape[-2:]), step)
+
+
+def cassi_gram(mask: Tensor, bands: int, step: Step = 2) -> Tensor:
+    squares = mask.square()
+    if mask.dim() == 2:
+        squares = squares.expand(bands, *mask.shape)
+    return shift(squares, step).sum(-3)
+
+
+def _per_sample(value: float | Tensor, like: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    return value.reshape(-1, 1, 1)
+
+
+def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: Step = 2) -> Tensor:
+    """Eq. 5: x - rho * Phi^T (Phi x - y)."""
+    residual = cassi_forward(x, mask, step) - y
+    return x - cassi_adjoint(_per_sample(rho, y) * residual, mask, x.shape[-3], step)
+
+
+def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: Step = 2) -> Tensor:
+    """Eq. 9: (Phi^T Phi + mu I)^-1 (Phi^T y + mu w) = w + Phi^T (Phi Phi^T + mu I)^-1 (y - Phi w).
+
+    A measured pixel that no open mask element reaches says nothing: it is left out.
+    """
+    gram = cassi_gram(mask, w.shape[-3], step)
+    measured = gram > 0
+    weight = torch.where(measured, 1 / torch.where(measured, gram + _per_sample(mu, gram), 1), 0)
+    residual = y - cassi_forward(w, mask, step)
+    return w + cassi_adjoint(weight * residual, mask, w.shape[-3], step)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from importlib import metadata
@@ -35,6 +36,21 @@ sys.modules["torch"] = None
 WITHOUT_EDITABLE = """
 import sys
 sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+"""
+
+# Python's import binds lazily, which a CPU torch needs: it has no function for the current CUDA stream. The
+# import fails, but after the library has registered its ops.
+REGISTER = """
+import importlib.machinery, importlib.util, json, os, sys
+import torch
+sys.setdlopenflags(os.RTLD_LAZY)
+loader = importlib.machinery.ExtensionFileLoader("_C_cuda", sys.argv[1])
+try:
+    importlib.util.module_from_spec(importlib.util.spec_from_loader("_C_cuda", loader))
+except ImportError:
+    pass
+names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("lorun_cuda::")]
+print(json.dumps([n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA")]))
 """
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs LoRun's source folder")
@@ -93,8 +109,9 @@ def test_build_info_describes_this_build():
     assert info["instruction_set"], "no vector extension was switched on"
     assert info["openmp"] >= 201511
     assert info["cxx11_abi"] == torch.compiled_with_cxx11_abi()
-    assert info["cuda_setting"] in ("auto", "0")
-    assert info["cuda_architectures"] == [] and info["cuda_reason"]
+    assert info["cuda_setting"] in ("auto", "0", "1")
+    built = info["cuda_version"] is not None
+    assert built == bool(info["cuda_architectures"]) == (info["cuda_reason"] is None)
 
 
 def test_parallel_for_uses_two_threads():
@@ -134,25 +151,65 @@ def test_torch_is_fetched_only_where_there_is_none(sdist):
     assert last_line(run_backend(sdist, call, before=HIDE_TORCH)) == "['torch>=2.11']"
 
 
-def test_wheel_holds_the_module_its_record_and_the_data(sdist, tmp_path):
-    """With module.cpp alone: the ops take minutes to compile and add nothing to what is packed."""
-    source = tmp_path / "source"
-    shutil.copytree(sdist, source)
-    for file in source.glob("csrc/**/*.cpp"):
+@pytest.fixture
+def source(sdist, tmp_path):
+    """The sdist with module.cpp alone for _C: the ops take minutes to compile, and change nothing here."""
+    folder = tmp_path / "source"
+    shutil.copytree(sdist, folder)
+    for file in (*folder.glob("csrc/*.cpp"), *folder.glob("csrc/cpu/*.cpp")):
         if file.name != "module.cpp":
             file.unlink()
-    done = run_backend(source, f"build_wheel({str(tmp_path)!r})", LORUN_MARCH="x86-64-v3", LORUN_CUDA="0")
+    return folder
+
+
+def build_wheel(source, **environment):
+    """The unpacked wheel."""
+    folder = source.parent / "wheel"
+    done = run_backend(source, f"build_wheel({str(folder)!r})", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
-    wheel.extractall(tmp_path / "unpacked")
-    unpacked = tmp_path / "unpacked"
-    assert json.loads((unpacked / "lorun_kernels/_build.json").read_text()) == {"torch": torch.__version__}
+    zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(folder)
+    return folder
+
+
+def test_wheel_holds_the_module_its_record_and_the_data(source, tmp_path):
+    left = source / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/lorun_kernels"
+    left.mkdir(parents=True)
+    (left / "_C_cuda.so").write_text("of an earlier build")
+    unpacked = build_wheel(source, LORUN_MARCH="x86-64-v3", LORUN_CUDA="0")
+    assert not (unpacked / "lorun_kernels/_C_cuda.so").exists()
+    assert json.loads((unpacked / "lorun_kernels/_build.json").read_text()) == {
+        "torch": torch.__version__,
+        "cuda_setting": "0",
+        "cuda_version": None,
+        "cuda_architectures": [],
+        "cuda_reason": "switched off by LORUN_CUDA=0",
+    }
     assert required_torch(unpacked) == f"Requires-Dist: torch=={TORCH}"
     for data in (*ROOT.glob("lorun/models/*.safetensors"), *ROOT.glob("lorun/training/recipes/*.toml")):
         assert (unpacked / data.relative_to(ROOT)).exists()
 
     info = import_extension(unpacked / "lorun_kernels", tmp_path, "print(build_info())").stdout
     assert "-march=x86-64-v3" in info and "LORUN_CUDA=0" in info
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_the_cuda_library_needs_only_the_stable_abi_and_registers_its_ops(source):
+    unpacked = build_wheel(source, LORUN_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    record = json.loads((unpacked / "lorun_kernels/_build.json").read_text())
+    assert record["cuda_architectures"] == ["sm_90"] and record["cuda_version"]
+    library = unpacked / "lorun_kernels/_C_cuda.so"
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", "-C", library], capture_output=True, text=True, check=True
+    ).stdout
+    assert "aoti_torch_get_current_cuda_stream" in listed
+    for namespace in ("c10::", "at::", "torch::", "lorun::"):
+        assert f" {namespace}" not in listed
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER, library], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    ops = ("forward", "adjoint", "mask_grad", "step", "step_backward")
+    assert sorted(json.loads(done.stdout)) == sorted(f"lorun_cuda::cassi_{op}" for op in ops)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +220,8 @@ def test_wheel_holds_the_module_its_record_and_the_data(sdist, tmp_path):
             "needs a C++20 compiler, and '/nonexistent/c++' was not found; install one",
         ),
         (
-            {"LORUN_CUDA": "1"},
-            "LORUN_CUDA=1: this version of LoRun has no CUDA kernels; set LORUN_CUDA=auto or 0",
+            {"LORUN_CUDA": "1", "CUDA_HOME": "/nonexistent"},
+            "LORUN_CUDA=1: nvcc was not found in CUDA_HOME (/nonexistent); set CUDA_HOME to a CUDA toolkit",
         ),
         ({"LORUN_CUDA": "yes"}, "LORUN_CUDA must be auto, 0 or 1, got 'yes'; set it to one of these"),
     ],
@@ -183,14 +240,14 @@ def test_a_build_without_torch_says_what_to_install(sdist, tmp_path):
     assert "run pip install 'torch>=2.11'" in last_line(done)
 
 
-def import_extension(compiled, folder, then=""):
+def import_extension(compiled, folder, then="", before=""):
     """Imports _extension in a fresh process, from a package that holds it and the compiled files only."""
     package = folder / "alone" / "lorun_kernels"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     for file in (Path(_extension.__file__), *compiled.glob("_C*"), *compiled.glob("_build.json")):
         shutil.copy(file, package)
-    script = f"{WITHOUT_EDITABLE}\nfrom lorun_kernels._extension import build_info\n{then}"
+    script = f"{WITHOUT_EDITABLE}\n{before}\nfrom lorun_kernels._extension import build_info\n{then}"
     environment = os.environ | {"PYTHONPATH": str(package.parent)}
     return subprocess.run(
         [sys.executable, "-c", script],
@@ -233,7 +290,7 @@ def test_another_label_of_the_same_torch_fits(tmp_path, monkeypatch):
     record = tmp_path / "_build.json"
     record.write_text(json.dumps({"torch": "2.13.0+cpu"}))
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
-    _extension._check_torch(record)
+    assert _extension._read_record(record) == {"torch": "2.13.0+cpu"}
 
 
 def test_the_version_lives_in_one_place():
