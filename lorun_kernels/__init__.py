@@ -1,6 +1,18 @@
-"""Low-rank adapted convolutions and linear layers as ordinary torch ops and modules."""
+"""Low-rank adapted layers and CASSI operators as ordinary torch ops and modules."""
 
 from lorun_kernels._extension import build_info
+from lorun_kernels.backends import available_backends, use_backend
+from lorun_kernels.cassi import (
+    cassi_adjoint,
+    cassi_forward,
+    cassi_gram,
+    cassi_hqs_step,
+    cassi_hqs_step_,
+    cassi_pgd_step,
+    cassi_pgd_step_,
+    shift,
+    unshift,
+)
 from lorun_kernels.lora_conv import lora_conv2d
 from lorun_kernels.lora_linear import lora_linear
 from lorun_kernels.lora_merge import merge_lora
@@ -9,8 +21,19 @@ from lorun_kernels.modules import FusedLoRAConv2d, FusedLoRALinear
 __all__ = [
     "FusedLoRAConv2d",
     "FusedLoRALinear",
+    "available_backends",
     "build_info",
+    "cassi_adjoint",
+    "cassi_forward",
+    "cassi_gram",
+    "cassi_hqs_step",
+    "cassi_hqs_step_",
+    "cassi_pgd_step",
+    "cassi_pgd_step_",
     "lora_conv2d",
     "lora_linear",
     "merge_lora",
+    "shift",
+    "unshift",
+    "use_backend",
 ]

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 
-def check_tensors(op: str, weight: Tensor, **tensors: Tensor) -> None:
-    """Name the first argument that is not a tensor (TypeError) or not on the weight's device (ValueError)."""
-    for name, value in {"weight": weight, **tensors}.items():
+def check_tensors(op: str, **tensors: Tensor) -> None:
+    """Name the first argument that is not a tensor (TypeError) or not on the device of the first."""
+    first, device = None, None
+    for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
-        if value.device != weight.device:
+        if first is None:
+            first, device = name, value.device
+        elif value.device != device:
             raise ValueError(
-                f"{op}: {name} must be on the device of weight, {weight.device}, got {value.device}; "
+                f"{op}: {name} must be on the device of {first}, {device}, got {value.device}; "
                 "move one of them with .to(device)"
             )
 
@@ -21,7 +24,7 @@ def check_tensors(op: str, weight: Tensor, **tensors: Tensor) -> None:
 def check_input(op: str, input: Tensor, weight: Tensor) -> None:
     """As `check_tensors`, for the input; its dtype must be the weight's unless autocast converts it."""
     if not isinstance(input, Tensor) or input.device != weight.device:
-        check_tensors(op, weight, input=input)
+        check_tensors(op, weight=weight, input=input)
     if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
         raise TypeError(
             f"{op}: input must have the dtype of weight, {weight.dtype}, got {input.dtype}; "

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorun_kernels import reference
 from lorun_kernels._checks import check_input, check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels._vmap import loop_rule
+from lorun_kernels.backends import uses_reference
 
 _op = torch.ops.lorun.lora_conv2d.default
 _backward_op = torch.ops.lorun.lora_conv2d_backward.default
@@ -152,7 +154,7 @@ def lora_conv2d(
     ``torch.vmap`` work. Second-order gradients and ``torch.func.grad`` do not, and say so:
     ``lorun_kernels.reference.lora_conv2d`` is the differentiable definition.
     """
-    check_tensors("lora_conv2d", weight, lora_up=lora_up, lora_down=lora_down)
+    check_tensors("lora_conv2d", weight=weight, lora_up=lora_up, lora_down=lora_down)
     check_input("lora_conv2d", input, weight)
     stride = _pair("stride", stride, 1)
     dilation = _pair("dilation", dilation, 1)
@@ -160,4 +162,8 @@ def lora_conv2d(
         input, padding = resolve_padding(input, weight, stride, padding, dilation)
     else:
         padding = _pair("padding", padding, 0)
+    if uses_reference():
+        return reference.lora_conv2d(
+            input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form
+        )
     return _op(input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form)

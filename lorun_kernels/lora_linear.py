@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lorun_kernels import reference
 from lorun_kernels._checks import check_input, check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels._vmap import loop_rule
+from lorun_kernels.backends import uses_reference
 
 _op = torch.ops.lorun.lora_linear.default
 
@@ -75,6 +77,8 @@ def lora_linear(
     Autocast, ``torch.compile``, ``torch.export``, ``torch.vmap`` and second-order gradients behave as in
     :func:`lorun_kernels.lora_conv2d`.
     """
-    check_tensors("lora_linear", weight, lora_up=lora_up, lora_down=lora_down)
+    check_tensors("lora_linear", weight=weight, lora_up=lora_up, lora_down=lora_down)
     check_input("lora_linear", input, weight)
+    if uses_reference():
+        return reference.lora_linear(input, weight, lora_up, lora_down, bias, scaling)
     return _op(input, weight, lora_up, lora_down, bias, scaling)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lorun_kernels import reference
 from lorun_kernels._checks import check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels._vmap import loop_rule
+from lorun_kernels.backends import uses_reference
 
 _op = torch.ops.lorun.merge_lora.default
 
@@ -56,4 +58,6 @@ def merge_lora(
         TypeError: an argument that is not a tensor, or dtypes that differ.
     """
     check_tensors("merge_lora", weight=weight, lora_up=lora_up, lora_down=lora_down)
+    if uses_reference():
+        return reference.merge_lora(weight, lora_up, lora_down, scaling, form)
     return _op(weight, lora_up, lora_down, scaling, form)

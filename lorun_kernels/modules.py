@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorun_kernels import reference
 from lorun_kernels._checks import check_input
+from lorun_kernels.backends import uses_reference
 from lorun_kernels.lora_conv import resolve_padding
 from lorun_kernels.lora_linear import lora_linear
 from lorun_kernels.lora_merge import merge_lora
@@ -221,7 +223,8 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
         check_input("lora_conv2d", input, weight)
         if isinstance(padding, str):
             input, padding = resolve_padding(input, weight, self.stride, padding, self.dilation)
-        return torch.ops.lorun.lora_conv2d.default(
+        op = reference.lora_conv2d if uses_reference() else torch.ops.lorun.lora_conv2d.default
+        return op(
             input,
             weight,
             self.lora_up,

@@ -19,3 +19,12 @@ def lorun_data() -> Path:
     if not folder:
         pytest.skip("LORUN_DATA is not set: it names the folder with Set11 and the published matrices")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

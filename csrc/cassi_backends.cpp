@@ -1,0 +1,148 @@
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <string>
+
+#include "cassi.h"
+#include "cpu/cassi.h"
+
+namespace lorun::cassi_backend {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using std::string_view;
+
+cassi::Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return cassi::Dtype::kFloat64;
+    case at::kHalf:
+      return cassi::Dtype::kFloat16;
+    case at::kBFloat16:
+      return cassi::Dtype::kBFloat16;
+    default:
+      return cassi::Dtype::kFloat32;
+  }
+}
+
+cassi::Problem problem_of(const Tensor& cube, IntArrayRef offsets) {
+  cassi::Problem problem{cube.size(0), cube.size(1), cube.size(2), cube.size(3), 0, dtype_of(cube), {}};
+  std::copy(offsets.begin(), offsets.end(), problem.offsets);
+  problem.measured = cube.size(3) + *std::max_element(offsets.begin(), offsets.end());
+  return problem;
+}
+
+// Kernels write only to the views that the ops allocated.
+void* data_of(const Tensor& tensor) { return const_cast<void*>(tensor.const_data_ptr()); }
+
+cassi::Cube cube_of(const Tensor& t) {
+  if (!t.defined()) {
+    return {};
+  }
+  return {data_of(t), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+cassi::Measurement measurement_of(const Tensor& t) {
+  if (!t.defined()) {
+    return {};
+  }
+  return {data_of(t), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+cassi::Step step_of(bool hqs) { return hqs ? cassi::Step::kHqs : cassi::Step::kPgd; }
+
+void check_cpu(const Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.is_cpu(), "backend \"cpu\" needs tensors on the CPU, got ", tensor.device(),
+                    "; choose another backend or move them with .cpu()");
+}
+
+std::optional<Tensor> optional(const Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
+// Calls an op of lorun_cuda or lorun_triton, whose results are among its arguments.
+template <typename... Args>
+void call(string_view backend, const char* name, const Args&... args) {
+  const std::string full = "lorun_" + std::string(backend) + "::" + name;
+  const auto op = c10::Dispatcher::singleton().findSchema({full, ""});
+  TORCH_CHECK_VALUE(op.has_value(), "backend \"", backend, "\" has no op ", full,
+                    "; lorun_kernels.available_backends() says what is missing");
+  torch::jit::Stack stack;
+  torch::jit::push(stack, args...);
+  op->callBoxed(stack);
+}
+
+}  // namespace
+
+void forward(string_view backend, const Tensor& x, const Tensor& mask, IntArrayRef offsets, const Tensor& y) {
+  if (x.numel() == 0) {
+    y.zero_();
+  } else if (backend == "cpu") {
+    check_cpu(x);
+    cassi::cpu::forward(problem_of(x, offsets), cube_of(x), cube_of(mask), measurement_of(y));
+  } else {
+    call(backend, "cassi_forward", x, mask, offsets, y);
+  }
+}
+
+void adjoint(string_view backend, const Tensor& y, const Tensor& mask, IntArrayRef offsets, const Tensor& x) {
+  if (x.numel() == 0) {
+    return;
+  }
+  if (backend == "cpu") {
+    check_cpu(y);
+    cassi::cpu::adjoint(problem_of(x, offsets), measurement_of(y), cube_of(mask), cube_of(x));
+  } else {
+    call(backend, "cassi_adjoint", y, mask, offsets, x);
+  }
+}
+
+void mask_grad(string_view backend, const Tensor& x, const Tensor& y, IntArrayRef offsets,
+               const Tensor& grad_mask) {
+  if (x.numel() == 0) {
+    return;
+  }
+  if (backend == "cpu") {
+    check_cpu(x);
+    cassi::cpu::mask_grad(problem_of(x, offsets), cube_of(x), measurement_of(y), cube_of(grad_mask));
+  } else {
+    call(backend, "cassi_mask_grad", x, y, offsets, grad_mask);
+  }
+}
+
+void step(string_view backend, const Tensor& x, const Tensor& y, const Tensor& mask, const Tensor& scale,
+          IntArrayRef offsets, bool hqs, const Tensor& out, const Tensor& residual) {
+  if (x.numel() == 0) {
+    return;
+  }
+  if (backend == "cpu") {
+    check_cpu(x);
+    cassi::cpu::step(problem_of(x, offsets), step_of(hqs), cube_of(x), measurement_of(y), cube_of(mask),
+                     data_of(scale), scale.stride(0), cube_of(out), measurement_of(residual));
+  } else {
+    call(backend, "cassi_step", x, y, mask, scale, offsets, hqs, out, optional(residual));
+  }
+}
+
+void step_backward(string_view backend, const Tensor& grad, const Tensor& residual, const Tensor& x,
+                   const Tensor& mask, const Tensor& scale, IntArrayRef offsets, bool hqs,
+                   const Tensor& grad_x, const Tensor& grad_y, const Tensor& grad_mask,
+                   const Tensor& grad_scale) {
+  if (grad.numel() == 0) {
+    return;
+  }
+  if (backend == "cpu") {
+    check_cpu(grad);
+    cassi::cpu::step_backward(problem_of(grad, offsets), step_of(hqs), cube_of(grad),
+                              measurement_of(residual), cube_of(x), cube_of(mask), data_of(scale),
+                              scale.stride(0), cube_of(grad_x), measurement_of(grad_y), cube_of(grad_mask),
+                              grad_scale.defined() ? data_of(grad_scale) : nullptr);
+  } else {
+    call(backend, "cassi_step_backward", grad, optional(residual), optional(x), mask, scale, offsets, hqs,
+         optional(grad_x), optional(grad_y), optional(grad_mask), optional(grad_scale));
+  }
+}
+
+}  // namespace lorun::cassi_backend

@@ -1,0 +1,83 @@
+// The diagonal of Phi Phi^T for one row: the squared mask values that meet in each measured pixel.
+#pragma once
+
+#include "cpu/cassi_loops.h"
+
+namespace lorun::cassi::cpu {
+
+// The step between the offsets of neighbouring bands, or -1 where it changes.
+inline int64_t constant_step(const Problem& problem) {
+  const int64_t step = problem.bands > 1 ? problem.offsets[1] : 0;
+  for (int64_t c = 0; c < problem.bands; ++c) {
+    if (problem.offsets[c] != c * step) {
+      return -1;
+    }
+  }
+  return step;
+}
+
+// A mask that all bands share and a constant step make the gram row a sum of equidistant squares. Sums of
+// four are made first, so that a pixel costs a quarter of the additions.
+template <typename A>
+class GramRow {
+ public:
+  GramRow(const Problem& problem, const Cube& mask, Scratch& scratch)
+      : step_(mask.band == 0 ? constant_step(problem) : -1),
+        padding_(step_ * (problem.bands - 1)),
+        gram_(scratch.take<A>(problem.measured + kLanes)) {
+    if (step_ >= 0) {
+      // Zeros before and after the squares stand for the columns outside of the mask.
+      squares_ = scratch.take<A>(padded(problem));
+      fours_ = scratch.take<A>(padded(problem));
+      std::fill_n(squares_, padded(problem), A(0));
+      std::fill_n(fours_, padded(problem), A(0));
+    }
+  }
+
+  static size_t scratch_bytes(const Problem& problem) {
+    return 2 * Scratch::bytes_of<A>(padded(problem)) + Scratch::bytes_of<A>(problem.measured + kLanes);
+  }
+
+  A* compute(const Problem& problem, Bands<A> mask) const {
+    if (step_ < 0) {
+      std::fill_n(gram_, problem.measured, A(0));
+      add_projection(problem, mask, mask, gram_);
+      return gram_;
+    }
+    A* const squares = squares_ + padding_;
+    A* const fours = fours_ + padding_;
+    multiply<A>(squares, mask[0], mask[0], problem.width);
+    const int64_t in_fours = problem.bands / 4 * 4;
+    for (int64_t p = 0; in_fours > 0 && p < problem.measured; p += kLanes) {
+      at(fours, p) =
+          at(squares, p) + at(squares, p - step_) + at(squares, p - 2 * step_) + at(squares, p - 3 * step_);
+    }
+    for (int64_t p = 0; p < problem.measured; p += kLanes) {
+      Vector sum{};
+      for (int64_t c = 0; c < in_fours; c += 4) {
+        sum += at(fours, p - c * step_);
+      }
+      for (int64_t c = in_fours; c < problem.bands; ++c) {
+        sum += at(squares, p - c * step_);
+      }
+      at(gram_, p) = sum;
+    }
+    return gram_;
+  }
+
+ private:
+  static constexpr int64_t kLanes = 32 / sizeof(A);
+  using Vector __attribute__((vector_size(32), aligned(sizeof(A)), may_alias)) = A;
+
+  static Vector& at(A* row, int64_t p) { return *reinterpret_cast<Vector*>(row + p); }
+  // Whole vectors are read and written up to the end of a measured row.
+  static int64_t padded(const Problem& problem) { return 2 * problem.measured - problem.width + kLanes; }
+
+  int64_t step_;
+  int64_t padding_;
+  A* gram_;
+  A* squares_ = nullptr;
+  A* fours_ = nullptr;
+};
+
+}  // namespace lorun::cassi::cpu

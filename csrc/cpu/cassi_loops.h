@@ -1,0 +1,108 @@
+// The arithmetic of one row, in accumulators. Every loop runs along the columns, so that it vectorises.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/cassi_rows.h"
+
+namespace lorun::cassi::cpu {
+
+template <typename A>
+void negate(A* row, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    row[i] = -row[i];
+  }
+}
+
+template <typename A>
+void scale_by(A* row, const A* factor, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    row[i] *= factor[i];
+  }
+}
+
+// out = a * b
+template <typename A>
+[[gnu::noinline]] void multiply(A* __restrict out, const A* __restrict a, const A* __restrict b,
+                                int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = a[i] * b[i];
+  }
+}
+
+// sum += a * b
+template <typename A>
+[[gnu::noinline]] void add_product(A* __restrict sum, const A* __restrict a, const A* __restrict b,
+                                   int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    sum[i] += a[i] * b[i];
+  }
+}
+
+// difference -= a * b
+template <typename A>
+[[gnu::noinline]] void subtract_product(A* __restrict difference, const A* __restrict a,
+                                        const A* __restrict b, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    difference[i] -= a[i] * b[i];
+  }
+}
+
+// out = x + a * b; out may be x itself.
+template <typename A>
+[[gnu::noinline]] void plus_product(A* out, const A* x, const A* __restrict a, const A* __restrict b,
+                                    int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = x[i] + a[i] * b[i];
+  }
+}
+
+// y += Phi x
+template <typename A>
+void add_projection(const Problem& problem, Bands<A> x, Bands<A> mask, A* y) {
+  for (int64_t c = 0; c < problem.bands; ++c) {
+    if (x.below) {
+      prefetch(x[c] + x.below, problem.width);
+    }
+    add_product<A>(y + problem.offsets[c], mask[c], x[c], problem.width);
+  }
+}
+
+// y -= Phi x
+template <typename A>
+void subtract_projection(const Problem& problem, Bands<A> x, Bands<A> mask, A* y) {
+  for (int64_t c = 0; c < problem.bands; ++c) {
+    if (x.below) {
+      prefetch(x[c] + x.below, problem.width);
+    }
+    subtract_product<A>(y + problem.offsets[c], mask[c], x[c], problem.width);
+  }
+}
+
+// out = x + Phi^T v
+template <typename A>
+void plus_adjoint(const Problem& problem, Bands<A> x, Bands<A> mask, const A* v, Bands<A> out) {
+  for (int64_t c = 0; c < problem.bands; ++c) {
+    plus_product<A>(out[c], x[c], mask[c], v + problem.offsets[c], problem.width);
+  }
+}
+
+// Whether every sample adds to the same gradient of the mask.
+inline bool sums_samples(const Cube& grad_mask) { return grad_mask.data && grad_mask.batch == 0; }
+
+// A row of the mask's gradient to add to, cleared before the first sample.
+template <typename A>
+Bands<A> mask_gradient_row(const Problem& problem, const Cube& cube, int64_t b, int64_t h) {
+  const Bands<A> row{static_cast<A*>(cube.data) + b * cube.batch + h * cube.row, cube.band};
+  if (b == 0 || cube.batch != 0) {
+    for (int64_t c = 0; c < (cube.band == 0 ? 1 : problem.bands); ++c) {
+      std::fill_n(row[c], problem.width, A(0));
+    }
+  }
+  return row;
+}
+
+}  // namespace lorun::cassi::cpu

@@ -1,0 +1,119 @@
+"""Which backend runs, and why another cannot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from lorun_kernels._extension import cuda_missing_reason
+
+NAMES = ("cpu", "cuda", "triton", "reference")
+
+# The default for CASSI ops: on each device type, backends in order with the largest cube, in elements, up to
+# which each is the fastest. The CPU row is measured by benchmarks/test_backends.py; the CUDA row waits for
+# benchmarks/run_gpu.sh on a GPU and is an order of preference until then.
+CASSI_DEFAULTS = {
+    "cpu": [("cpu", float("inf"))],
+    "cuda": [("cuda", float("inf")), ("triton", float("inf")), ("reference", float("inf"))],
+}
+
+
+def _triton_missing_reason() -> str | None:
+    from lorun_kernels.triton import missing_reason
+
+    return missing_reason()
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend's name, with None where it can run here and otherwise the reason why it cannot.
+
+    `cpu` and `reference` always can. A backend that can run refuses tensors on a device that is not its own.
+    """
+    return {
+        "cpu": None,
+        "cuda": cuda_missing_reason(),
+        "triton": _triton_missing_reason(),
+        "reference": None,
+    }
+
+
+def _check_name(source: str, name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"{source}: the backend must be one of {', '.join(NAMES)}, got {name!r}")
+    reason = available_backends()[name]
+    if reason is not None:
+        raise ValueError(f"{source}: backend {name!r} cannot run here: {reason}")
+    _load(name)
+
+
+def _load(name: str) -> None:
+    """Register a backend's ops. Importing Triton takes a second, so it waits until it is wanted."""
+    if name == "triton":
+        import lorun_kernels.triton.cassi  # noqa: F401
+
+
+_forced: str | None = os.environ.get("LORUN_BACKEND") or None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops called in this context on the backend `name`, and their backward passes too.
+
+    A backward pass uses the backend of its forward pass wherever it is called. The choice holds for the whole
+    process, all threads; the environment variable LORUN_BACKEND, read at import, makes it from the start. A
+    compiled function is compiled anew where the choice has changed. The low-rank ops run through ATen on
+    every device: "reference" changes them to plain PyTorch, other names leave them as they are.
+
+    Args:
+        name: "cpu" (C++), "cuda" (CUDA C++), "triton" or "reference" (plain PyTorch on any device).
+
+    Raises:
+        ValueError: an unknown name, or a backend that cannot run here; the message says why.
+    """
+    global _forced
+    _check_name("use_backend", name)
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def uses_reference() -> bool:
+    """Whether plain PyTorch was asked for."""
+    return _forced == "reference"
+
+
+def cassi_backend(cube: Tensor) -> str:
+    """The backend for a CASSI op whose largest tensor is `cube`."""
+    if _forced is not None:
+        return _forced
+    for name, most in _usable(cube.device.type):
+        if cube.numel() <= most:
+            return name
+    return "reference"
+
+
+_usable_backends: dict[str, list[tuple[str, float]]] = {}
+
+
+def _usable(device: str) -> list[tuple[str, float]]:
+    """The part of CASSI_DEFAULTS that can run on this machine."""
+    if device not in _usable_backends:
+        missing = available_backends()
+        rows = CASSI_DEFAULTS.get(device, [])
+        usable = [(name, most) for name, most in rows if missing[name] is None]
+        for name, _ in usable:
+            _load(name)
+        _usable_backends[device] = usable
+    return _usable_backends[device]
+
+
+# torch.compiler.assume_constant_result, which would import the whole compiler to set this.
+_usable._dynamo_marked_constant = True
+
+if _forced is not None:
+    _check_name("LORUN_BACKEND", _forced)

@@ -1,0 +1,366 @@
+"""The CASSI operators and data steps, each in a single pass over the cube."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorun_kernels import reference
+from lorun_kernels._cassi_vmap import register_vmap_rules
+from lorun_kernels._checks import check_tensors
+from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
+from lorun_kernels.backends import cassi_backend
+
+_forward_op = torch.ops.lorun.cassi_forward.default
+_adjoint_op = torch.ops.lorun.cassi_adjoint.default
+_step_op = torch.ops.lorun.cassi_step.default
+_step_inplace_op = torch.ops.lorun.cassi_step_.default
+
+
+@torch.library.register_fake("lorun::cassi_forward")
+def _forward_fake(x, mask, offsets, backend):
+    return x.new_empty([x.shape[0], x.shape[2], x.shape[3] + max(offsets)])
+
+
+@torch.library.register_fake("lorun::cassi_adjoint")
+def _adjoint_fake(y, mask, offsets, channels_last, backend):
+    shape = [y.shape[0], len(offsets), y.shape[1], y.shape[2] - max(offsets)]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
+
+
+@torch.library.register_fake("lorun::cassi_mask_grad")
+def _mask_grad_fake(x, y, mask_dim, offsets, backend):
+    return x.new_empty(x.shape[4 - mask_dim :])
+
+
+@torch.library.register_fake("lorun::cassi_step")
+def _step_fake(x, y, mask, scale, offsets, hqs, backend):
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("lorun::cassi_step_residual")
+def _step_residual_fake(x, y, mask, scale, offsets, hqs, backend):
+    return torch.empty_like(x), y.new_empty(y.shape, dtype=_accumulator(x.dtype))
+
+
+@torch.library.register_fake("lorun::cassi_step_")
+def _step_inplace_fake(x, y, mask, scale, offsets, hqs, backend):
+    return None
+
+
+@torch.library.register_fake("lorun::cassi_step_backward")
+def _step_backward_fake(grad, residual, x, mask, scale, offsets, hqs, output_mask, backend):
+    need_x, need_y, need_mask, need_scale = output_mask
+    measured = [grad.shape[0], grad.shape[2], grad.shape[3] + max(offsets)]
+    return (
+        torch.empty_like(grad) if need_x else None,
+        grad.new_empty(measured) if need_y else None,
+        mask.new_empty(mask.shape) if need_mask else None,
+        scale.new_empty(scale.shape) if need_scale else None,
+    )
+
+
+register_vmap_rules()
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _offsets(op: str, step: reference.Step, bands: int) -> list[int]:
+    """The offset of each of `bands` bands."""
+    if isinstance(step, int) and not isinstance(step, bool):
+        if step < 0:
+            raise ValueError(f"{op}: step must be an int >= 0 or one offset for each band, got {step}")
+        return [step * band for band in range(bands)]
+    if isinstance(step, Tensor):
+        if step.dim() != 1 or step.is_floating_point() or step.is_complex() or step.dtype == torch.bool:
+            raise ValueError(
+                f"{op}: step as a tensor must hold one integer offset for each band, "
+                f"got {step.dtype} of shape {list(step.shape)}"
+            )
+        step = step.tolist()
+    if not isinstance(step, Sequence) or isinstance(step, str) or any(type(o) is not int for o in step):
+        raise TypeError(f"{op}: step must be an int or one integer offset for each band, got {step!r}")
+    if len(step) != bands:
+        raise ValueError(f"{op}: step must have one offset for each of the {bands} bands, got {len(step)}")
+    if min(step) < 0:
+        raise ValueError(f"{op}: step must hold offsets >= 0, got {min(step)}")
+    return list(step)
+
+
+def _cube(op: str, name: str, x: Tensor) -> Tensor:
+    """(B, C, H, W) from that or from (C, H, W)."""
+    if x.dim() not in (3, 4):
+        raise ValueError(f"{op}: {name} must be (B, C, H, W) or (C, H, W), got shape {list(x.shape)}")
+    return x if x.dim() == 4 else x.unsqueeze(0)
+
+
+def _scale(op: str, name: str, value: float | Tensor, x: Tensor, least: float) -> Tensor:
+    """rho or mu as the op takes it: () or (B,), in the type that sums are kept in."""
+    dtype = _accumulator(x.dtype)
+    if not isinstance(value, Tensor):
+        if not isinstance(value, int | float) or not least <= value < math.inf:
+            raise ValueError(
+                f"{op}: {name} must be a finite number{' >= 0' if least == 0 else ''} or a tensor, "
+                f"got {value!r}"
+            )
+        return torch.full((), value, dtype=dtype, device=x.device)
+    if not value.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}; convert it with .float()")
+    if value.dim() > 1 and value.numel() == value.shape[0]:
+        value = value.reshape(-1)
+    elif value.dim() == 1 and value.numel() == 1:
+        value = value.reshape(())
+    return value.to(dtype)
+
+
+def cassi_forward(x: Tensor, mask: Tensor, step: reference.Step = 2) -> Tensor:
+    """The measurement ``y = Phi x`` of a coded-aperture snapshot: code, disperse, add.
+
+    ``y[b, h, p] = sum_c mask[b, c, h, p - o_c] * x[b, c, h, p - o_c]``, where band c is shifted to the right
+    by ``o_c = step * c`` columns (Wagadarikar et al. 2008, "Single disperser design for coded aperture
+    snapshot spectral imaging"). One pass over the cube, sums in float32 (float64 for float64).
+
+    Args:
+        x: the cube, ``(B, C, H, W)`` or ``(C, H, W)`` with 1 to 256 bands; float32, float64, bfloat16 or
+            float16, any values, any strides.
+        mask: ``(H, W)``, ``(C, H, W)`` or ``(B, C, H, W)`` in unshifted coordinates, any values, in the dtype
+            of `x`. A stored shifted mask (C, H, W') is brought to (C, H, W) by :func:`unshift`.
+        step: an int >= 0, or the offsets o_c >= 0 themselves, one integer for each band, as a sequence or a
+            tensor; a tensor is read on every call: keep it on the CPU, and give a sequence to a function
+            that `torch.compile` sees.
+
+    Returns:
+        ``(B, H, W')`` or ``(H, W')`` in the dtype of `x`, with ``W' = W + max(o_c)``.
+
+    Raises:
+        ValueError: a shape, device or step that does not fit; the message names it.
+        TypeError: an argument that is not a tensor or not floating point, or dtypes that differ outside
+            ``torch.autocast`` (inside, the widest wins).
+
+    Differentiable in `x` and `mask` as often as wanted. ``torch.compile(fullgraph=True)``, ``torch.export``
+    and ``torch.vmap`` work; ``torch.func.grad`` does not pass through it.
+    """
+    op = "cassi_forward"
+    check_tensors(op, x=x, mask=mask)
+    cube = _cube(op, "x", x)
+    offsets = _offsets(op, step, cube.shape[1])
+    backend = cassi_backend(cube)
+    if backend == "reference":
+        y = reference.cassi_forward(cube, mask, offsets)
+    else:
+        y = _forward_op(cube, mask, offsets, backend)
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def cassi_adjoint(
+    y: Tensor,
+    mask: Tensor,
+    bands: int,
+    step: reference.Step = 2,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """The transpose ``Phi^T y`` of :func:`cassi_forward`: shift back and code.
+
+    ``x[b, c, h, w] = mask[b, c, h, w] * y[b, h, w + o_c]``, in one pass.
+
+    Args:
+        y: the measurement, ``(B, H, W')`` or ``(H, W')``; dtypes as in :func:`cassi_forward`.
+        mask, step: as in :func:`cassi_forward`.
+        bands: the number of bands C, 1 to 256.
+        memory_format: the layout of a 4-dimensional result, ``torch.contiguous_format`` or
+            ``torch.channels_last``.
+
+    Returns:
+        ``(B, C, H, W)`` or ``(C, H, W)`` in the dtype of `y`, with ``W = W' - max(o_c)``.
+
+    Raises:
+        ValueError, TypeError: as for :func:`cassi_forward`.
+
+    Differentiable in `y` and `mask` as often as wanted.
+    """
+    op = "cassi_adjoint"
+    check_tensors(op, y=y, mask=mask)
+    if y.dim() not in (2, 3):
+        raise ValueError(f"{op}: y must be (B, H, W') or (H, W'), got shape {list(y.shape)}")
+    if not isinstance(bands, int) or not 1 <= bands <= 256:
+        raise ValueError(f"{op}: bands must be an int between 1 and 256, got {bands!r}")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            f"{op}: memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}"
+        )
+    offsets = _offsets(op, step, bands)
+    batch = y if y.dim() == 3 else y.unsqueeze(0)
+    backend = cassi_backend(batch)
+    if backend == "reference":
+        x = reference.cassi_adjoint(batch, mask, bands, offsets).contiguous(memory_format=memory_format)
+    else:
+        x = _adjoint_op(batch, mask, offsets, memory_format == torch.channels_last, backend)
+    return x if y.dim() == 3 else x.squeeze(0)
+
+
+def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
+    """The diagonal of ``Phi Phi^T``, its only entries: the squared mask values that meet in a pixel.
+
+    Args:
+        mask, step: as in :func:`cassi_forward`.
+        bands: the number of bands C, 1 to 256; the mask's own where it has bands.
+
+    Returns:
+        ``(H, W')``, or ``(B, H, W')`` for a mask of each sample, in the dtype of `mask`.
+
+    Raises:
+        ValueError, TypeError: as for :func:`cassi_forward`.
+    """
+    op = "cassi_gram"
+    check_tensors(op, mask=mask)
+    if mask.dim() not in (2, 3, 4):
+        raise ValueError(
+            f"{op}: mask must be (H, W), (C, H, W) or (B, C, H, W), got shape {list(mask.shape)}"
+        )
+    if mask.dim() > 2 and mask.shape[-3] != bands:
+        raise ValueError(
+            f"{op}: bands must be the mask's own, {mask.shape[-3]} for shape {list(mask.shape)}, got {bands}"
+        )
+    cube = mask.expand(bands, *mask.shape) if mask.dim() == 2 else mask
+    return cassi_forward(cube, mask, step)
+
+
+def _step(op: str, names: tuple[str, str], x: Tensor, y: Tensor, mask: Tensor, scale, step, hqs: bool):
+    """The arguments of the op, in its order, and whether x has a batch."""
+    cube_name, scale_name = names
+    check_tensors(op, **{cube_name: x}, y=y, mask=mask)
+    cube = _cube(op, cube_name, x)
+    if y.dim() != x.dim() - 1:
+        raise ValueError(
+            f"{op}: y must be {'(B, H, W)' if x.dim() == 4 else '(H, W)'} for {cube_name} of shape "
+            f"{list(x.shape)}, got shape {list(y.shape)}"
+        )
+    batch = y if x.dim() == 4 else y.unsqueeze(0)
+    per_sample = _scale(op, scale_name, scale, cube, 0 if hqs else -math.inf)
+    return cube, batch, mask, per_sample, _offsets(op, step, cube.shape[1]), hqs, cassi_backend(cube)
+
+
+def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2):
+    """The proximal-gradient data step ``x - rho * Phi^T (Phi x - y)``, in one read and one write of the cube.
+
+    Equation 5 of arXiv 2602.18697; Phi is that of :func:`cassi_forward`.
+
+    Args:
+        x: the estimate, ``(B, C, H, W)`` or ``(C, H, W)``, as in :func:`cassi_forward`.
+        y: the measurement, ``(B, H, W')`` or ``(H, W')``, in the dtype of `x`.
+        mask, step: as in :func:`cassi_forward`.
+        rho: the step size: a finite float, or a floating-point tensor of one value or of one value per
+            sample, ``(B,)`` or ``(B, 1, 1, 1)``.
+
+    Returns:
+        The new estimate, in the shape, dtype and layout of `x`.
+
+    Raises:
+        ValueError, TypeError: as for :func:`cassi_forward`.
+
+    Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient; a second-order
+    gradient in `mask` or `rho` is an error. Autograd keeps the mask and, where `rho` or `mask` wants a
+    gradient, the measurement-sized residual; only a mask that wants one keeps `x`.
+    """
+    args = _step("cassi_pgd_step", ("x", "rho"), x, y, mask, rho, step, hqs=False)
+    if args[-1] == "reference":
+        cube, batch, _, per_sample, offsets, *_ = args
+        out = reference.cassi_pgd_step(cube, batch, mask, per_sample, offsets)
+    else:
+        out = _step_op(*args)
+    return out if x.dim() == 4 else out.squeeze(0)
+
+
+def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2):
+    """The half-quadratic data step ``(Phi^T Phi + mu I)^-1 (Phi^T y + mu w)``, in closed form and one pass.
+
+    Equation 9 of arXiv 2602.18697. ``Phi Phi^T`` is diagonal, so by Woodbury the step is
+    ``w + Phi^T ((y - Phi w) / (diag(Phi Phi^T) + mu))``; a measured pixel that no open mask element reaches
+    changes nothing, also for ``mu = 0``.
+
+    Args:
+        w: the denoised estimate, ``(B, C, H, W)`` or ``(C, H, W)``, as in :func:`cassi_forward`.
+        y, mask, step: as in :func:`cassi_pgd_step`.
+        mu: the penalty: a finite float >= 0, or a floating-point tensor of one value or of one value per
+            sample, ``(B,)`` or ``(B, 1, 1, 1)``; a tensor's sign is not checked.
+
+    Returns:
+        The new estimate, in the shape, dtype and layout of `w`.
+
+    Raises:
+        ValueError, TypeError: as for :func:`cassi_forward`.
+
+    Differentiable as :func:`cassi_pgd_step` is.
+    """
+    args = _step("cassi_hqs_step", ("w", "mu"), w, y, mask, mu, step, hqs=True)
+    if args[-1] == "reference":
+        cube, batch, _, per_sample, offsets, *_ = args
+        out = reference.cassi_hqs_step(cube, batch, mask, per_sample, offsets)
+    else:
+        out = _step_op(*args)
+    return out if w.dim() == 4 else out.squeeze(0)
+
+
+def cassi_pgd_step_(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2):
+    """:func:`cassi_pgd_step` into `x` itself, for inference; raises a RuntimeError where autograd records."""
+    args = _step("cassi_pgd_step_", ("x", "rho"), x, y, mask, rho, step, hqs=False)
+    return _in_place(x, args)
+
+
+def cassi_hqs_step_(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2):
+    """:func:`cassi_hqs_step` into `w` itself, for inference; raises a RuntimeError where autograd records."""
+    args = _step("cassi_hqs_step_", ("w", "mu"), w, y, mask, mu, step, hqs=True)
+    return _in_place(w, args)
+
+
+def _in_place(x: Tensor, args: tuple) -> Tensor:
+    cube, batch, mask, per_sample, offsets, hqs, backend = args
+    if backend == "reference":
+        step = reference.cassi_hqs_step if hqs else reference.cassi_pgd_step
+        return x.copy_(step(cube, batch, mask, per_sample, offsets).view_as(x))
+    _step_inplace_op(*args)
+    return x
+
+
+def shift(x: Tensor, step: reference.Step = 2) -> Tensor:
+    """Move every band to the right by its offset, into zeros: ``(..., C, H, W)`` to ``(..., C, H, W')``.
+
+    Args:
+        x: a cube or a mask of any dtype, with C >= 1 bands in the third dimension from the end.
+        step: as in :func:`cassi_forward`; ``W' = W + max(o_c)``.
+
+    Raises:
+        ValueError: fewer than three dimensions, or a step that does not fit.
+        TypeError: `x` is not a tensor, or step is neither an int nor integers.
+    """
+    return reference.shift(x, _stack_offsets("shift", "x", x, step))
+
+
+def unshift(y: Tensor, step: reference.Step = 2) -> Tensor:
+    """Undo :func:`shift`: ``(..., C, H, W')`` to ``(..., C, H, W)``, dropping what lies outside.
+
+    This brings a stored shifted mask to the unshifted coordinates that the other functions take.
+
+    Raises:
+        ValueError: fewer than three dimensions, a step that does not fit, or one that leaves no column.
+        TypeError: `y` is not a tensor, or step is neither an int nor integers.
+    """
+    offsets = _stack_offsets("unshift", "y", y, step)
+    if y.shape[-1] <= max(offsets):
+        raise ValueError(
+            f"unshift: y must be wider than the largest offset, {max(offsets)}, got shape {list(y.shape)}"
+        )
+    return reference.unshift(y, offsets)
+
+
+def _stack_offsets(op: str, name: str, stack: Tensor, step: reference.Step) -> list[int]:
+    check_tensors(op, **{name: stack})
+    if stack.dim() < 3 or stack.shape[-3] == 0:
+        raise ValueError(f"{op}: {name} must be (..., C, H, W) with C >= 1, got shape {list(stack.shape)}")
+    return _offsets(op, step, stack.shape[-3])
