@@ -9,9 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
+import torch
 
 WARM_UP = 3
 
+_gpu_rows: list[dict] = []
 _rows: dict[str, list[tuple[str, str, list[float], list[float]]]] = defaultdict(list)
 
 
@@ -49,6 +51,21 @@ def table():
     return add
 
 
+@pytest.fixture
+def gpu_table():
+    """gpu_table(op=..., shape=..., ...) adds one line to the table of GPU figures."""
+    return lambda **row: _gpu_rows.append(row)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
 def ratio_quartiles(seconds: list[float], peer_seconds: list[float]) -> list[float]:
     """First quartile, median and third quartile of the ratio, round by round."""
     return statistics.quantiles((a / b for a, b in zip(seconds, peer_seconds, strict=True)), n=4)
@@ -56,14 +73,36 @@ def ratio_quartiles(seconds: list[float], peer_seconds: list[float]) -> list[flo
 
 def pytest_terminal_summary(terminalreporter) -> None:
     for group, rows in _rows.items():
-        peer = rows[0][1]
-        rounds = len(rows[0][2])
-        terminalreporter.section(f"{group}: medians of {rounds} rounds, ratio with its quartiles")
-        terminalreporter.line(f"{'case':<20}{'lorun ms':>10}{peer + ' ms':>12}{'ratio':>8}{'quartiles':>16}")
+        _write_ratios(terminalreporter, group, rows)
+    if _gpu_rows:
+        _write_gpu_rows(terminalreporter)
+
+
+def _write_ratios(reporter, group: str, rows: list) -> None:
+    one_peer = len({peer for _, peer, _, _ in rows}) == 1
+    width = max(len(case) for case, *_ in rows) + 2
+    reporter.section(f"{group}: medians of {len(rows[0][2])} rounds, ratio with its quartiles")
+    peer_title = f"{rows[0][1]} ms" if one_peer else "peer ms"
+    reporter.line(f"{'case':<{width}}{'lorun ms':>10}{peer_title:>14}{'ratio':>9}{'quartiles':>18}")
+    if one_peer and group.startswith("lora"):
         sums = [[sum(times) for times in zip(*(row[part] for row in rows), strict=True)] for part in (2, 3)]
-        for case, _, seconds, peer_seconds in [*rows, ("total", peer, *sums)]:
-            low, ratio, high = ratio_quartiles(seconds, peer_seconds)
-            terminalreporter.line(
-                f"{case:<20}{statistics.median(seconds) * 1e3:>10.3f}"
-                f"{statistics.median(peer_seconds) * 1e3:>12.3f}{ratio:>8.3f}{low:>9.3f}-{high:.3f}"
-            )
+        rows = [*rows, ("total", rows[0][1], *sums)]
+    for case, _, seconds, peer_seconds in rows:
+        low, ratio, high = ratio_quartiles(seconds, peer_seconds)
+        reporter.line(
+            f"{case:<{width}}{statistics.median(seconds) * 1e3:>10.3f}"
+            f"{statistics.median(peer_seconds) * 1e3:>14.3f}{ratio:>9.4f}{low:>10.4f}-{high:.4f}"
+        )
+
+
+def _write_gpu_rows(reporter) -> None:
+    reporter.section(
+        f"{torch.cuda.get_device_name()}: medians, bandwidth as a part of a copy's in the same run"
+    )
+    for row in _gpu_rows:
+        rolls = f"{row['over_rolls']:8.1f}x rolls" if row["over_rolls"] else ""
+        reporter.line(
+            f"{row['op']:<14}{'x'.join(map(str, row['shape'])):<16}{row['dtype']:<10}{row['layout']:<6}"
+            f"{row['backend']:<8}{row['ms']:>9.4f} ms {row['tb_per_s']:>7.3f} TB/s"
+            f"{row['of_copy']:>8.1%} of copy{rolls}"
+        )

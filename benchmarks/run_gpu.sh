@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Builds LoRun for the GPU of this machine, runs the tests marked gpu and the GPU benchmarks: under nine minutes.
+#
+#     benchmarks/run_gpu.sh OUT_DIR     JSON, logs and the build report go to OUT_DIR
+#
+# It installs into the environment of `python3` (or of $PYTHON) without touching its other packages.
+set -euo pipefail
+out=$(mkdir -p "${1:?usage: benchmarks/run_gpu.sh OUT_DIR}" && cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1 LORUN_CUDA=1
+
+"$python" -m pip install --no-build-isolation --no-deps -e . >"$out/build.log" 2>&1 || {
+  tail -n 40 "$out/build.log"
+  exit 1
+}
+"$python" - <<'PY' | tee "$out/environment.json"
+import json, platform, torch, triton
+import lorun_kernels as lk
+gpu = torch.cuda.get_device_properties(0)
+print(json.dumps({
+    "gpu": gpu.name, "multiprocessors": gpu.multi_processor_count, "memory_bytes": gpu.total_memory,
+    "python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__,
+    "build": lk.build_info(), "backends": lk.available_backends(),
+}, indent=2))
+PY
+failed=0
+timeout 240 "$python" -m pytest -m gpu tests -q --junitxml="$out/tests.xml" 2>&1 | tee "$out/tests.log" || failed=1
+timeout 200 "$python" -m pytest -m gpu benchmarks -q --benchmark-json="$out/benchmarks.json" 2>&1 |
+  tee "$out/benchmarks.log" || failed=1
+timeout 60 "$python" -m pytest benchmarks/test_backends.py -k cuda -q --benchmark-json="$out/backends.json" 2>&1 |
+  tee "$out/backends.log" || failed=1
+exit $failed
