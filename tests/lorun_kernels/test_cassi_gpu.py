@@ -1,4 +1,4 @@
-"""The CASSI ops on a GPU, on every backend that runs there, against the reference in float64 on the CPU."""
+"""The CASSI ops on a GPU, on every backend that runs there, against the reference in float64."""
 
 from __future__ import annotations
 
@@ -21,9 +21,24 @@ SHAPES = {
     "irregular": ((2, 4, 5, 33), (3, 0, 7, 3)),
 }
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+# Sums over the whole cube lose a few more digits than one row's.
+GRADIENT_TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 6e-3}
+USUAL_DTYPES = (torch.float32, torch.bfloat16)
 STEPS = {
     "pgd": (lk.cassi_pgd_step, reference.cassi_pgd_step, lk.cassi_pgd_step_),
     "hqs": (lk.cassi_hqs_step, reference.cassi_hqs_step, lk.cassi_hqs_step_),
+}
+
+
+# (shape, mask_dim, dtype, layout): everything on one small shape, and the usual on all others, since each
+# combination is another kernel for Triton to compile.
+CASES = {
+    f"{name}, mask {mask_dim}-D, {dtype}, {layout}": (*SHAPES[name], mask_dim, dtype, layout)
+    for name in SHAPES
+    for mask_dim in (2, 3, 4)
+    for dtype in TOLERANCES
+    for layout in (torch.contiguous_format, torch.channels_last)
+    if name == "odd" or (mask_dim, layout) == (2, torch.contiguous_format) and dtype in USUAL_DTYPES
 }
 
 
@@ -33,13 +48,8 @@ def backend(request):
         yield request.param
 
 
-@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
-def shape_and_step(request):
-    return request.param
-
-
 def draw(shape, step, mask_dim, dtype, layout=torch.contiguous_format):
-    """x, y, mask and one rho or mu per sample on the GPU, and the same in float64 on the CPU."""
+    """x, y, mask and one rho or mu per sample, and the same in float64."""
     batch, bands, height, width = shape
     measured = width + max(reference.band_offsets(step, bands))
     mask = torch.rand(shape[4 - mask_dim :])
@@ -48,15 +58,13 @@ def draw(shape, step, mask_dim, dtype, layout=torch.contiguous_format):
     scale = 0.2 + torch.rand(batch, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     values = [v.to("cuda", dtype) for v in values] + [scale.cuda()]
     values[0] = values[0].to(memory_format=layout)
-    return values, [v.double().cpu() for v in values]
+    return values, [v.double() for v in values]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("mask_dim", [2, 3, 4])
-def test_every_op_agrees_with_the_reference(backend, shape_and_step, mask_dim, layout, dtype, relative_error):
-    shape, step = shape_and_step
-    (x, y, mask, scale), exact = draw(shape, step, mask_dim, dtype, layout)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_every_op_agrees_with_the_reference(backend, case, relative_error):
+    shape, step, mask_dim, dtype, layout = case
+    (x, y, mask, scale), exact = draw(*case)
     results = [
         (lk.cassi_forward(x, mask, step), reference.cassi_forward(exact[0], exact[2], step)),
         (
@@ -69,26 +77,23 @@ def test_every_op_agrees_with_the_reference(backend, shape_and_step, mask_dim, l
     ]
     for value, expected in results:
         assert value.is_cuda and value.dtype == dtype
-        assert relative_error(value.cpu(), expected) < TOLERANCES[dtype]
+        assert relative_error(value, expected) < TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("mask_dim", [2, 3, 4])
-def test_gradients_agree_with_the_reference(backend, shape_and_step, mask_dim, dtype, name, relative_error):
-    shape, step = shape_and_step
-    values, exact = draw(shape, step, mask_dim, dtype)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_gradients_agree_with_the_reference(backend, case, name, relative_error):
+    shape, step, _, dtype, _ = case
+    values, _ = draw(*case)
     # An element of the mask that is closed has a kink where nothing else is measured.
-    values[2], exact[2] = values[2] + 0.125, exact[2] + 0.125
-    leaves = [v.requires_grad_() for v in values]
-    exact = [v.double().cpu().detach().requires_grad_() for v in leaves]
+    values[2] = values[2] + 0.125
+    leaves = [v.detach().requires_grad_() for v in values]
+    exact = [v.detach().double().requires_grad_() for v in values]
     grad = torch.randn(shape).to("cuda", dtype)
     got = torch.autograd.grad(STEPS[name][0](*leaves, step), leaves, grad)
-    expected = torch.autograd.grad(STEPS[name][1](*exact, step), exact, grad.double().cpu())
-    # Sums over the whole cube lose a few more digits than one row's.
-    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2}[dtype]
+    expected = torch.autograd.grad(STEPS[name][1](*exact, step), exact, grad.double())
     for value, true in zip(got, expected, strict=True):
-        assert relative_error(value.cpu(), true) < tolerance
+        assert relative_error(value, true) < GRADIENT_TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -196,12 +201,12 @@ def test_the_default_on_a_gpu_can_run():
     assert chosen in ("cuda", "triton") and lk.available_backends()[chosen] is None
 
 
-def test_the_reference_runs_there_too(shape_and_step, relative_error):
-    shape, step = shape_and_step
-    values, exact = draw(shape, step, 2, torch.float32)
+@pytest.mark.parametrize("shape, step", SHAPES.values(), ids=SHAPES.keys())
+def test_the_reference_itself_agrees_with_the_cpu(shape, step):
+    _, exact = draw(shape, step, 2, torch.float32)
     with lk.use_backend("reference"):
-        out = lk.cassi_hqs_step(*values, step)
-    assert relative_error(out.cpu(), reference.cassi_hqs_step(*exact, step)) < TOLERANCES[torch.float32]
+        out = lk.cassi_hqs_step(*exact, step)
+    torch.testing.assert_close(out.cpu(), lk.cassi_hqs_step(*(t.cpu() for t in exact), step))
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
