@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import lorun_kernels as lk
+from lorun_kernels import reference
 
 SIZES = [(1, 4, 8), (1, 28, 16), (1, 28, 64), (1, 28, 256), (8, 28, 256)]
 
@@ -27,13 +28,22 @@ def test_backends(benchmark, interleaved, table, device, batch, bands, size):
     y = torch.rand(batch, size, size + 2 * (bands - 1), device=device)
     mask, mu = torch.rand(size, size, device=device), torch.tensor(0.5, device=device)
 
+    offsets = [2 * band for band in range(bands)]
+
     def call(backend):
-        with lk.use_backend(backend):
-            lk.cassi_hqs_step(x, y, mask, mu)
+        # Below the public function, so that choosing a backend is not timed.
+        if backend == "reference":
+            reference.cassi_hqs_step(x, y, mask, mu)
+        else:
+            torch.ops.lorun.cassi_step(x, y, mask, mu, offsets, True, backend)
         if device == "cuda":
             torch.cuda.synchronize()
 
     first, *others = _devices()[device]
+    for backend in (first, *others):
+        # Registers the ops of a backend that is loaded on demand.
+        with lk.use_backend(backend):
+            lk.cassi_hqs_step(x, y, mask, mu)
     calls = {name: lambda name=name: call(name) for name in (first, *others)}
     with torch.no_grad():
         seconds = interleaved(calls, 30)

@@ -31,7 +31,10 @@ void step_backward(std::string_view backend, const at::Tensor& grad, const at::T
 }  // namespace cassi_backend
 
 // The name that a user knows the op by.
-inline const char* step_name(bool hqs) { return hqs ? "cassi_hqs_step" : "cassi_pgd_step"; }
+inline const char* step_name(bool hqs, bool in_place = false) {
+  return hqs ? (in_place ? "cassi_hqs_step_" : "cassi_hqs_step")
+             : (in_place ? "cassi_pgd_step_" : "cassi_pgd_step");
+}
 
 using StepGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 

@@ -16,16 +16,21 @@ using std::string_view;
 at::ScalarType widest_type(at::ArrayRef<Tensor> tensors) {
   at::ScalarType type = tensors[0].scalar_type();
   for (const Tensor& tensor : tensors) {
-    type = at::promoteTypes(type, tensor.scalar_type());
+    // What is not floating point is left for the op to refuse.
+    type = tensor.is_floating_point() ? at::promoteTypes(type, tensor.scalar_type()) : type;
   }
   return type;
+}
+
+Tensor widened(const Tensor& tensor, at::ScalarType type) {
+  return tensor.is_floating_point() ? tensor.to(type) : tensor;
 }
 
 Tensor cassi_forward_autocast(const Tensor& x, const Tensor& mask, IntArrayRef offsets, string_view backend) {
   static const auto op = find_op<decltype(cassi_forward)>("lorun::cassi_forward");
   const NoAutocast guard;
   const auto type = widest_type({x, mask});
-  return op.call(x.to(type), mask.to(type), offsets, backend);
+  return op.call(widened(x, type), widened(mask, type), offsets, backend);
 }
 
 Tensor cassi_adjoint_autocast(const Tensor& y, const Tensor& mask, IntArrayRef offsets, bool channels_last,
@@ -33,7 +38,7 @@ Tensor cassi_adjoint_autocast(const Tensor& y, const Tensor& mask, IntArrayRef o
   static const auto op = find_op<decltype(cassi_adjoint)>("lorun::cassi_adjoint");
   const NoAutocast guard;
   const auto type = widest_type({y, mask});
-  return op.call(y.to(type), mask.to(type), offsets, channels_last, backend);
+  return op.call(widened(y, type), widened(mask, type), offsets, channels_last, backend);
 }
 
 Tensor cassi_step_autocast(const Tensor& x, const Tensor& y, const Tensor& mask, const Tensor& scale,
@@ -41,8 +46,8 @@ Tensor cassi_step_autocast(const Tensor& x, const Tensor& y, const Tensor& mask,
   static const auto op = find_op<decltype(cassi_step)>("lorun::cassi_step");
   const NoAutocast guard;
   const auto type = widest_type({x, y, mask});
-  return op.call(x.to(type), y.to(type), mask.to(type), scale.to(at::toOpMathType(type)), offsets, hqs,
-                 backend);
+  return op.call(widened(x, type), widened(y, type), widened(mask, type), scale.to(at::toOpMathType(type)),
+                 offsets, hqs, backend);
 }
 
 }  // namespace

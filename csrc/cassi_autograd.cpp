@@ -1,10 +1,11 @@
 // forward, adjoint and mask_grad are bilinear and each other's gradients, so they differentiate without end.
 // A data step is differentiated twice in the cube, the measurement and the incoming gradient: its backward is
 // the step itself with another cube and measurement.
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "cassi.h"
 #include "lora.h"
@@ -35,24 +36,38 @@ bool is_channels_last(const Tensor& x) { return x.suggest_memory_format() == at:
 // A tensor is kept only for the gradient that reads it.
 Tensor kept_if(bool wanted, const Tensor& tensor) { return wanted ? tensor : Tensor(); }
 
+// What every backward pass is given besides its own tensors and flags.
+struct Saved {
+  variable_list tensors;
+  std::vector<int64_t> offsets;
+  std::string backend;
+};
+
+void save(AutogradContext* ctx, variable_list tensors, IntArrayRef offsets, const std::string& backend) {
+  ctx->save_for_backward(std::move(tensors));
+  ctx->saved_data["offsets"] = offsets;
+  ctx->saved_data["backend"] = backend;
+}
+
+Saved saved_by(AutogradContext* ctx) {
+  return {ctx->get_saved_variables(), ctx->saved_data["offsets"].toIntVector(),
+          ctx->saved_data["backend"].toStringRef()};
+}
+
 class CassiForward : public Function<CassiForward> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& mask, IntArrayRef offsets,
                         const std::string& backend) {
     at::AutoDispatchBelowAutograd below;
-    ctx->save_for_backward({kept_if(mask.requires_grad(), x), kept_if(x.requires_grad(), mask)});
+    save(ctx, {kept_if(mask.requires_grad(), x), kept_if(x.requires_grad(), mask)}, offsets, backend);
     ctx->saved_data["mask_dim"] = mask.dim();
     ctx->saved_data["channels_last"] = is_channels_last(x);
-    ctx->saved_data["offsets"] = offsets;
-    ctx->saved_data["backend"] = backend;
     return LORUN_OP(cassi_forward).call(x, mask, offsets, backend);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto [saved, offsets, backend] = saved_by(ctx);
     auto& data = ctx->saved_data;
-    const auto offsets = data["offsets"].toIntVector();
-    const auto backend = data["backend"].toStringView();
     Tensor grad_x;
     Tensor grad_mask;
     if (ctx->needs_input_grad(0)) {
@@ -72,18 +87,14 @@ class CassiAdjoint : public Function<CassiAdjoint> {
   static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& mask, IntArrayRef offsets,
                         bool channels_last, const std::string& backend) {
     at::AutoDispatchBelowAutograd below;
-    ctx->save_for_backward({kept_if(mask.requires_grad(), y), kept_if(y.requires_grad(), mask)});
+    save(ctx, {kept_if(mask.requires_grad(), y), kept_if(y.requires_grad(), mask)}, offsets, backend);
     ctx->saved_data["mask_dim"] = mask.dim();
-    ctx->saved_data["offsets"] = offsets;
-    ctx->saved_data["backend"] = backend;
     return LORUN_OP(cassi_adjoint).call(y, mask, offsets, channels_last, backend);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto [saved, offsets, backend] = saved_by(ctx);
     auto& data = ctx->saved_data;
-    const auto offsets = data["offsets"].toIntVector();
-    const auto backend = data["backend"].toStringView();
     Tensor grad_y;
     Tensor grad_mask;
     if (ctx->needs_input_grad(0)) {
@@ -102,18 +113,14 @@ class CassiMaskGrad : public Function<CassiMaskGrad> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& y, int64_t mask_dim,
                         IntArrayRef offsets, const std::string& backend) {
     at::AutoDispatchBelowAutograd below;
-    ctx->save_for_backward({kept_if(y.requires_grad(), x), kept_if(x.requires_grad(), y)});
+    save(ctx, {kept_if(y.requires_grad(), x), kept_if(x.requires_grad(), y)}, offsets, backend);
     ctx->saved_data["channels_last"] = is_channels_last(x);
-    ctx->saved_data["offsets"] = offsets;
-    ctx->saved_data["backend"] = backend;
     return LORUN_OP(cassi_mask_grad).call(x, y, mask_dim, offsets, backend);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto [saved, offsets, backend] = saved_by(ctx);
     auto& data = ctx->saved_data;
-    const auto offsets = data["offsets"].toIntVector();
-    const auto backend = data["backend"].toStringView();
     Tensor grad_x;
     Tensor grad_y;
     if (ctx->needs_input_grad(0)) {
@@ -132,30 +139,26 @@ class CassiStep : public Function<CassiStep> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& y, const Tensor& mask,
                         const Tensor& scale, IntArrayRef offsets, bool hqs, const std::string& backend) {
     at::AutoDispatchBelowAutograd below;
-    ctx->saved_data["offsets"] = offsets;
     ctx->saved_data["hqs"] = hqs;
-    ctx->saved_data["backend"] = backend;
     if (!mask.requires_grad() && !scale.requires_grad()) {
-      ctx->save_for_backward({Tensor(), Tensor(), mask, scale});
+      save(ctx, {Tensor(), Tensor(), mask, scale}, offsets, backend);
       return LORUN_OP(cassi_step).call(x, y, mask, scale, offsets, hqs, backend);
     }
     const auto [out, residual] = LORUN_OP(cassi_step_residual).call(x, y, mask, scale, offsets, hqs, backend);
-    ctx->save_for_backward({residual, kept_if(mask.requires_grad(), x), mask, scale});
+    save(ctx, {residual, kept_if(mask.requires_grad(), x), mask, scale}, offsets, backend);
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    auto& data = ctx->saved_data;
+    const auto [saved, offsets, backend] = saved_by(ctx);
     const auto keep = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
     std::array<bool, 4> wanted{};
     for (size_t i = 0; i < wanted.size(); ++i) {
       wanted[i] = ctx->needs_input_grad(i);
     }
-    const auto [x, y, mask, scale] =
-        LORUN_OP(cassi_step_backward)
-            .call(grads[0], keep(saved[0]), keep(saved[1]), saved[2], saved[3], data["offsets"].toIntVector(),
-                  data["hqs"].toBool(), wanted, data["backend"].toStringView());
+    const auto [x, y, mask, scale] = LORUN_OP(cassi_step_backward)
+                                         .call(grads[0], keep(saved[0]), keep(saved[1]), saved[2], saved[3],
+                                               offsets, ctx->saved_data["hqs"].toBool(), wanted, backend);
     return {x, y, mask, scale, Tensor(), Tensor(), Tensor()};
   }
 };
@@ -168,11 +171,9 @@ class CassiStepBackward : public Function<CassiStepBackward> {
                                const Tensor& mask, const Tensor& scale, IntArrayRef offsets, bool hqs,
                                std::array<bool, 4> output_mask, const std::string& backend) {
     at::AutoDispatchBelowAutograd below;
-    ctx->save_for_backward({mask, scale});
+    save(ctx, {mask, scale}, offsets, backend);
     ctx->saved_data["cube"] = grad.sizes();
-    ctx->saved_data["offsets"] = offsets;
     ctx->saved_data["hqs"] = hqs;
-    ctx->saved_data["backend"] = backend;
     ctx->saved_data["tensors"] = 3 + int64_t{residual.has_value()} + int64_t{x.has_value()};
     ctx->saved_data["need_x"] = output_mask[0];
     ctx->saved_data["need_y"] = output_mask[1];
@@ -191,7 +192,7 @@ class CassiStepBackward : public Function<CassiStepBackward> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto [saved, offsets, backend] = saved_by(ctx);
     auto& data = ctx->saved_data;
     const bool hqs = data["hqs"].toBool();
     auto next = grads.begin();
@@ -209,13 +210,11 @@ class CassiStepBackward : public Function<CassiStepBackward> {
     variable_list result(9);
     if (ctx->needs_input_grad(0) && (x.defined() || y.defined())) {
       const auto cube = data["cube"].toIntVector();
-      const auto offsets = data["offsets"].toIntVector();
       const int64_t widest = *std::max_element(offsets.begin(), offsets.end());
       const auto options = (x.defined() ? x : y).options();
       x = x.defined() ? x : at::zeros(cube, options);
       y = y.defined() ? y : at::zeros({cube[0], cube[2], cube[3] + widest}, options);
-      result[0] =
-          LORUN_OP(cassi_step).call(x, y, saved[0], saved[1], offsets, hqs, data["backend"].toStringView());
+      result[0] = LORUN_OP(cassi_step).call(x, y, saved[0], saved[1], offsets, hqs, backend);
     }
     return result;
   }
@@ -261,8 +260,19 @@ void cassi_step_inplace_autograd(Tensor& x, const Tensor& y, const Tensor& mask,
   TORCH_CHECK(!needs_grad({x, y, mask, scale}), step_name(hqs),
               "_: the in-place step is for inference; call it under torch.no_grad(), or use ",
               step_name(hqs));
-  at::AutoDispatchBelowADInplaceOrView below;
+  TORCH_CHECK(!x.is_inference(), step_name(hqs), "_: ", hqs ? "w" : "x",
+              " was made in torch.inference_mode() and can be changed only there; use ", step_name(hqs));
+  at::AutoDispatchBelowAutograd below;
   LORUN_OP(cassi_step_).call(x, y, mask, scale, offsets, hqs, backend);
+}
+
+// Inference mode comes here too, past the kernel above: a tensor that autograd kept must be seen to change.
+void cassi_step_inplace_version(Tensor& x, const Tensor& y, const Tensor& mask, const Tensor& scale,
+                                IntArrayRef offsets, bool hqs, string_view backend) {
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    LORUN_OP(cassi_step_).call(x, y, mask, scale, offsets, hqs, backend);
+  }
   torch::autograd::impl::bump_version(x);
 }
 
@@ -286,6 +296,8 @@ StepGradients cassi_step_backward_autograd(const Tensor& grad, const std::option
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(lorun, ADInplaceOrView, m) { m.impl("cassi_step_", cassi_step_inplace_version); }
 
 TORCH_LIBRARY_IMPL(lorun, Autograd, m) {
   m.impl("cassi_forward", cassi_forward_autograd);

@@ -34,21 +34,24 @@ cassi::Problem problem_of(const Tensor& cube, IntArrayRef offsets) {
   return problem;
 }
 
-// Kernels write only to the views that the ops allocated.
-void* data_of(const Tensor& tensor) { return const_cast<void*>(tensor.const_data_ptr()); }
+// Kernels do not write to what is given as an operand; Cube and Measurement have no const form.
+void* operand(const Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
 
-cassi::Cube cube_of(const Tensor& t) {
+// Memory to write to, which is its own from now on where it was shared until written.
+void* result(const Tensor& t) { return t.mutable_data_ptr(); }
+
+cassi::Cube cube_of(const Tensor& t, void* (*data)(const Tensor&) = operand) {
   if (!t.defined()) {
     return {};
   }
-  return {data_of(t), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+  return {data(t), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-cassi::Measurement measurement_of(const Tensor& t) {
+cassi::Measurement measurement_of(const Tensor& t, void* (*data)(const Tensor&) = operand) {
   if (!t.defined()) {
     return {};
   }
-  return {data_of(t), t.stride(0), t.stride(1), t.stride(2)};
+  return {data(t), t.stride(0), t.stride(1), t.stride(2)};
 }
 
 cassi::Step step_of(bool hqs) { return hqs ? cassi::Step::kHqs : cassi::Step::kPgd; }
@@ -81,7 +84,7 @@ void forward(string_view backend, const Tensor& x, const Tensor& mask, IntArrayR
     y.zero_();
   } else if (backend == "cpu") {
     check_cpu(x);
-    cassi::cpu::forward(problem_of(x, offsets), cube_of(x), cube_of(mask), measurement_of(y));
+    cassi::cpu::forward(problem_of(x, offsets), cube_of(x), cube_of(mask), measurement_of(y, result));
   } else {
     call(backend, "cassi_forward", x, mask, offsets, y);
   }
@@ -93,7 +96,7 @@ void adjoint(string_view backend, const Tensor& y, const Tensor& mask, IntArrayR
   }
   if (backend == "cpu") {
     check_cpu(y);
-    cassi::cpu::adjoint(problem_of(x, offsets), measurement_of(y), cube_of(mask), cube_of(x));
+    cassi::cpu::adjoint(problem_of(x, offsets), measurement_of(y), cube_of(mask), cube_of(x, result));
   } else {
     call(backend, "cassi_adjoint", y, mask, offsets, x);
   }
@@ -106,7 +109,7 @@ void mask_grad(string_view backend, const Tensor& x, const Tensor& y, IntArrayRe
   }
   if (backend == "cpu") {
     check_cpu(x);
-    cassi::cpu::mask_grad(problem_of(x, offsets), cube_of(x), measurement_of(y), cube_of(grad_mask));
+    cassi::cpu::mask_grad(problem_of(x, offsets), cube_of(x), measurement_of(y), cube_of(grad_mask, result));
   } else {
     call(backend, "cassi_mask_grad", x, y, offsets, grad_mask);
   }
@@ -120,7 +123,7 @@ void step(string_view backend, const Tensor& x, const Tensor& y, const Tensor& m
   if (backend == "cpu") {
     check_cpu(x);
     cassi::cpu::step(problem_of(x, offsets), step_of(hqs), cube_of(x), measurement_of(y), cube_of(mask),
-                     data_of(scale), scale.stride(0), cube_of(out), measurement_of(residual));
+                     operand(scale), scale.stride(0), cube_of(out, result), measurement_of(residual, result));
   } else {
     call(backend, "cassi_step", x, y, mask, scale, offsets, hqs, out, optional(residual));
   }
@@ -136,9 +139,10 @@ void step_backward(string_view backend, const Tensor& grad, const Tensor& residu
   if (backend == "cpu") {
     check_cpu(grad);
     cassi::cpu::step_backward(problem_of(grad, offsets), step_of(hqs), cube_of(grad),
-                              measurement_of(residual), cube_of(x), cube_of(mask), data_of(scale),
-                              scale.stride(0), cube_of(grad_x), measurement_of(grad_y), cube_of(grad_mask),
-                              grad_scale.defined() ? data_of(grad_scale) : nullptr);
+                              measurement_of(residual), cube_of(x), cube_of(mask), operand(scale),
+                              scale.stride(0), cube_of(grad_x, result), measurement_of(grad_y, result),
+                              cube_of(grad_mask, result),
+                              grad_scale.defined() ? result(grad_scale) : nullptr);
   } else {
     call(backend, "cassi_step_backward", grad, optional(residual), optional(x), mask, scale, offsets, hqs,
          optional(grad_x), optional(grad_y), optional(grad_mask), optional(grad_scale));

@@ -18,22 +18,29 @@ def _folded(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 def _folded_mask(mask: Tensor, dim: int | None, cube: tuple[int, ...], size: int) -> Tensor:
     """A mask for the folded batch; `cube` is (B, C, H, W), of one call."""
-    if dim is None and mask.dim() < 4:
-        return mask
-    if dim is not None:
-        mask = mask.movedim(dim, 0)
-        missing = 5 - mask.dim()
-        mask = mask.reshape(size, *[1] * missing, *mask.shape[1:])
-    return mask.expand(size, *cube).flatten(0, 1)
+    mapped = mask if dim is None else mask.movedim(dim, 0)
+    shape = mapped.shape if dim is None else mapped.shape[1:]
+    if not 2 <= len(shape) <= 4 or shape != torch.Size(cube[4 - len(shape) :]):
+        raise ValueError(
+            f"cassi under torch.vmap: mask must be (H, W), (C, H, W) or (B, C, H, W) in each call, where "
+            f"(B, C, H, W) = {list(cube)}, got shape {list(shape)}"
+        )
+    if dim is None:
+        return mask if len(shape) < 4 else _folded(mask, None, size)
+    full = mapped.reshape(size, *[1] * (4 - len(shape)), *shape)
+    return full.expand(size, *cube).flatten(0, 1)
 
 
 def _folded_scale(scale: Tensor, dim: int | None, batch: int, size: int) -> Tensor:
     if dim is None and scale.dim() == 0:
         return scale
-    if dim is not None:
-        scale = scale.movedim(dim, 0)
-        scale = scale.reshape(size, -1)
-    return scale.expand(size, batch).flatten()
+    mapped = scale.expand(size, *scale.shape) if dim is None else scale.movedim(dim, 0)
+    if mapped.shape[1:] not in (torch.Size(), torch.Size([batch])):
+        raise ValueError(
+            f"cassi under torch.vmap: rho or mu must be one value or one for each of the {batch} samples in "
+            f"each call, got shape {list(mapped.shape[1:])}"
+        )
+    return mapped.reshape(size, -1).expand(size, batch).flatten()
 
 
 def _forward(info, in_dims, x, mask, offsets, backend):

@@ -32,18 +32,19 @@ def available_backends() -> dict[str, str | None]:
 
     `cpu` and `reference` always can. A backend that can run refuses tensors on a device that is not its own.
     """
-    return {
-        "cpu": None,
-        "cuda": cuda_missing_reason(),
-        "triton": _triton_missing_reason(),
-        "reference": None,
-    }
+    return {name: _missing_reason(name) for name in NAMES}
+
+
+def _missing_reason(name: str) -> str | None:
+    if name == "cuda":
+        return cuda_missing_reason()
+    return _triton_missing_reason() if name == "triton" else None
 
 
 def _check_name(source: str, name: str) -> None:
     if name not in NAMES:
         raise ValueError(f"{source}: the backend must be one of {', '.join(NAMES)}, got {name!r}")
-    reason = available_backends()[name]
+    reason = _missing_reason(name)
     if reason is not None:
         raise ValueError(f"{source}: backend {name!r} cannot run here: {reason}")
     _load(name)
@@ -103,9 +104,8 @@ _usable_backends: dict[str, list[tuple[str, float]]] = {}
 def _usable(device: str) -> list[tuple[str, float]]:
     """The part of CASSI_DEFAULTS that can run on this machine."""
     if device not in _usable_backends:
-        missing = available_backends()
         rows = CASSI_DEFAULTS.get(device, [])
-        usable = [(name, most) for name, most in rows if missing[name] is None]
+        usable = [(name, most) for name, most in rows if _missing_reason(name) is None]
         for name, _ in usable:
             _load(name)
         _usable_backends[device] = usable

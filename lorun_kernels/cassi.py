@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ def _step_backward_fake(grad, residual, x, mask, scale, offsets, hqs, output_mas
 
 register_vmap_rules()
 
+MAX_BANDS = 256
+# As the kernels count: far beyond any sensor, far below what 32 bits hold.
+MAX_OFFSET = 2**30 - 1
+
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -73,24 +77,39 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _offsets(op: str, step: reference.Step, bands: int) -> list[int]:
     """The offset of each of `bands` bands."""
-    if isinstance(step, int) and not isinstance(step, bool):
-        if step < 0:
-            raise ValueError(f"{op}: step must be an int >= 0 or one offset for each band, got {step}")
-        return [step * band for band in range(bands)]
+    if not 1 <= bands <= MAX_BANDS:
+        raise ValueError(f"{op}: between 1 and {MAX_BANDS} bands are supported, got {bands}")
+    constant = type(step) is int
+    offsets = [step * band for band in range(bands)] if constant else _given_offsets(op, step)
+    if len(offsets) != bands:
+        raise ValueError(f"{op}: step must have one offset for each of the {bands} bands, got {len(offsets)}")
+    if min(offsets) < 0 or max(offsets) > MAX_OFFSET:
+        raise ValueError(
+            f"{op}: step must shift every band to the right, by at most {MAX_OFFSET} columns, got {step}"
+        )
+    return offsets
+
+
+def _given_offsets(op: str, step: reference.Step) -> list[int]:
     if isinstance(step, Tensor):
         if step.dim() != 1 or step.is_floating_point() or step.is_complex() or step.dtype == torch.bool:
             raise ValueError(
                 f"{op}: step as a tensor must hold one integer offset for each band, "
                 f"got {step.dtype} of shape {list(step.shape)}"
             )
-        step = step.tolist()
-    if not isinstance(step, Sequence) or isinstance(step, str) or any(type(o) is not int for o in step):
-        raise TypeError(f"{op}: step must be an int or one integer offset for each band, got {step!r}")
-    if len(step) != bands:
-        raise ValueError(f"{op}: step must have one offset for each of the {bands} bands, got {len(step)}")
-    if min(step) < 0:
-        raise ValueError(f"{op}: step must hold offsets >= 0, got {min(step)}")
-    return list(step)
+        return step.tolist()
+    if isinstance(step, list | tuple) and all(type(offset) is int for offset in step):
+        return list(step)
+    raise TypeError(
+        f"{op}: step must be an int, or one int for each band as a list, a tuple or a tensor, got {step!r}; "
+        "convert NumPy numbers with int() and arrays with .tolist()"
+    )
+
+
+def _bands(op: str, bands: int) -> int:
+    if type(bands) is not int or not 1 <= bands <= MAX_BANDS:
+        raise ValueError(f"{op}: bands must be an int between 1 and {MAX_BANDS}, got {bands!r}")
+    return bands
 
 
 def _cube(op: str, name: str, x: Tensor) -> Tensor:
@@ -104,18 +123,19 @@ def _scale(op: str, name: str, value: float | Tensor, x: Tensor, least: float) -
     """rho or mu as the op takes it: () or (B,), in the type that sums are kept in."""
     dtype = _accumulator(x.dtype)
     if not isinstance(value, Tensor):
-        if not isinstance(value, int | float) or not least <= value < math.inf:
+        most = torch.finfo(dtype).max
+        if not isinstance(value, Real) or isinstance(value, bool) or not max(least, -most) <= value <= most:
             raise ValueError(
                 f"{op}: {name} must be a finite number{' >= 0' if least == 0 else ''} or a tensor, "
                 f"got {value!r}"
             )
-        return torch.full((), value, dtype=dtype, device=x.device)
+        return torch.full((), float(value), dtype=dtype, device=x.device)
     if not value.is_floating_point():
         raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}; convert it with .float()")
-    if value.dim() > 1 and value.numel() == value.shape[0]:
-        value = value.reshape(-1)
-    elif value.dim() == 1 and value.numel() == 1:
+    if value.numel() == 1:
         value = value.reshape(())
+    elif value.dim() > 1 and value.numel() == value.shape[0]:
+        value = value.reshape(-1)
     return value.to(dtype)
 
 
@@ -152,6 +172,7 @@ def cassi_forward(x: Tensor, mask: Tensor, step: reference.Step = 2) -> Tensor:
     offsets = _offsets(op, step, cube.shape[1])
     backend = cassi_backend(cube)
     if backend == "reference":
+        torch.ops.lorun.cassi_check_forward(cube, mask, offsets)
         y = reference.cassi_forward(cube, mask, offsets)
     else:
         y = _forward_op(cube, mask, offsets, backend)
@@ -188,16 +209,15 @@ def cassi_adjoint(
     check_tensors(op, y=y, mask=mask)
     if y.dim() not in (2, 3):
         raise ValueError(f"{op}: y must be (B, H, W') or (H, W'), got shape {list(y.shape)}")
-    if not isinstance(bands, int) or not 1 <= bands <= 256:
-        raise ValueError(f"{op}: bands must be an int between 1 and 256, got {bands!r}")
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(
             f"{op}: memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}"
         )
-    offsets = _offsets(op, step, bands)
+    offsets = _offsets(op, step, _bands(op, bands))
     batch = y if y.dim() == 3 else y.unsqueeze(0)
     backend = cassi_backend(batch)
     if backend == "reference":
+        torch.ops.lorun.cassi_check_adjoint(batch, mask, offsets)
         x = reference.cassi_adjoint(batch, mask, bands, offsets).contiguous(memory_format=memory_format)
     else:
         x = _adjoint_op(batch, mask, offsets, memory_format == torch.channels_last, backend)
@@ -219,16 +239,18 @@ def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
     """
     op = "cassi_gram"
     check_tensors(op, mask=mask)
-    if mask.dim() not in (2, 3, 4):
+    if mask.dim() not in (2, 3, 4) or mask.shape[-1] == 0:
         raise ValueError(
-            f"{op}: mask must be (H, W), (C, H, W) or (B, C, H, W), got shape {list(mask.shape)}"
+            f"{op}: mask must be (H, W), (C, H, W) or (B, C, H, W) with W >= 1, got shape {list(mask.shape)}"
         )
-    if mask.dim() > 2 and mask.shape[-3] != bands:
+    if not mask.is_floating_point():
+        raise TypeError(f"{op}: mask must be floating point, got {mask.dtype}; convert it with .float()")
+    if mask.dim() > 2 and mask.shape[-3] != _bands(op, bands):
         raise ValueError(
             f"{op}: bands must be the mask's own, {mask.shape[-3]} for shape {list(mask.shape)}, got {bands}"
         )
-    cube = mask.expand(bands, *mask.shape) if mask.dim() == 2 else mask
-    return cassi_forward(cube, mask, step)
+    cube = mask.expand(_bands(op, bands), *mask.shape) if mask.dim() == 2 else mask
+    return cassi_forward(cube, mask, _offsets(op, step, bands))
 
 
 def _step(op: str, names: tuple[str, str], x: Tensor, y: Tensor, mask: Tensor, scale, step, hqs: bool):
@@ -238,7 +260,7 @@ def _step(op: str, names: tuple[str, str], x: Tensor, y: Tensor, mask: Tensor, s
     cube = _cube(op, cube_name, x)
     if y.dim() != x.dim() - 1:
         raise ValueError(
-            f"{op}: y must be {'(B, H, W)' if x.dim() == 4 else '(H, W)'} for {cube_name} of shape "
+            f"{op}: y must be {'(B, H, W' if x.dim() == 4 else '(H, W'}') for {cube_name} of shape "
             f"{list(x.shape)}, got shape {list(y.shape)}"
         )
     batch = y if x.dim() == 4 else y.unsqueeze(0)
@@ -265,15 +287,12 @@ def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step
         ValueError, TypeError: as for :func:`cassi_forward`.
 
     Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient; a second-order
-    gradient in `mask` or `rho` is an error. Autograd keeps the mask and, where `rho` or `mask` wants a
+    gradient in `mask` or `rho` is an error: a gradient penalty with a learned `rho` asks for the gradients
+    it needs with ``inputs=``. Autograd keeps the mask and, where `rho` or `mask` wants a
     gradient, the measurement-sized residual; only a mask that wants one keeps `x`.
     """
     args = _step("cassi_pgd_step", ("x", "rho"), x, y, mask, rho, step, hqs=False)
-    if args[-1] == "reference":
-        cube, batch, _, per_sample, offsets, *_ = args
-        out = reference.cassi_pgd_step(cube, batch, mask, per_sample, offsets)
-    else:
-        out = _step_op(*args)
+    out = _reference_step(*args[:-1]) if args[-1] == "reference" else _step_op(*args)
     return out if x.dim() == 4 else out.squeeze(0)
 
 
@@ -299,33 +318,44 @@ def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step:
     Differentiable as :func:`cassi_pgd_step` is.
     """
     args = _step("cassi_hqs_step", ("w", "mu"), w, y, mask, mu, step, hqs=True)
-    if args[-1] == "reference":
-        cube, batch, _, per_sample, offsets, *_ = args
-        out = reference.cassi_hqs_step(cube, batch, mask, per_sample, offsets)
-    else:
-        out = _step_op(*args)
+    out = _reference_step(*args[:-1]) if args[-1] == "reference" else _step_op(*args)
     return out if w.dim() == 4 else out.squeeze(0)
 
 
 def cassi_pgd_step_(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2):
-    """:func:`cassi_pgd_step` into `x` itself, for inference; raises a RuntimeError where autograd records."""
+    """:func:`cassi_pgd_step` into `x` itself, and `x` back, for inference.
+
+    Raises:
+        RuntimeError: autograd would record the call.
+        ValueError, TypeError: as for :func:`cassi_pgd_step`; also where `x` is expanded or shares memory with
+            another argument. Dtypes must agree inside ``torch.autocast`` too.
+    """
     args = _step("cassi_pgd_step_", ("x", "rho"), x, y, mask, rho, step, hqs=False)
     return _in_place(x, args)
 
 
 def cassi_hqs_step_(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2):
-    """:func:`cassi_hqs_step` into `w` itself, for inference; raises a RuntimeError where autograd records."""
+    """:func:`cassi_hqs_step` into `w` itself, and `w` back, as :func:`cassi_pgd_step_` does."""
     args = _step("cassi_hqs_step_", ("w", "mu"), w, y, mask, mu, step, hqs=True)
     return _in_place(w, args)
 
 
 def _in_place(x: Tensor, args: tuple) -> Tensor:
-    cube, batch, mask, per_sample, offsets, hqs, backend = args
-    if backend == "reference":
-        step = reference.cassi_hqs_step if hqs else reference.cassi_pgd_step
-        return x.copy_(step(cube, batch, mask, per_sample, offsets).view_as(x))
-    _step_inplace_op(*args)
-    return x
+    if args[-1] != "reference":
+        _step_inplace_op(*args)
+        return x
+    name = "cassi_hqs_step" if args[5] else "cassi_pgd_step"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args[:4]):
+        raise RuntimeError(
+            f"{name}_: the in-place step is for inference; call it under torch.no_grad(), or use {name}"
+        )
+    return x.copy_(_reference_step(*args[:-1], in_place=True).view_as(x))
+
+
+def _reference_step(cube, y, mask, scale, offsets, hqs, in_place=False) -> Tensor:
+    torch.ops.lorun.cassi_check_step(cube, y, mask, scale, offsets, hqs, in_place)
+    step = reference.cassi_hqs_step if hqs else reference.cassi_pgd_step
+    return step(cube, y, mask, scale, offsets)
 
 
 def shift(x: Tensor, step: reference.Step = 2) -> Tensor:

@@ -38,6 +38,9 @@ class GramRow {
     return 2 * Scratch::bytes_of<A>(padded(problem)) + Scratch::bytes_of<A>(problem.measured + kLanes);
   }
 
+  // The memory that `compute` fills.
+  A* row() const { return gram_; }
+
   A* compute(const Problem& problem, Bands<A> mask) const {
     if (step_ < 0) {
       std::fill_n(gram_, problem.measured, A(0));

@@ -22,8 +22,12 @@ class Factors {
 
   // The factors of a row.
   const A* compute(const Problem& problem, int64_t b, Bands<A> mask) const {
-    A* const row = gram_.compute(problem, mask);
     const A scale = scale_[b * scale_stride_];
+    if (step_ == Step::kPgd) {
+      std::fill_n(gram_.row(), problem.measured, scale);
+      return gram_.row();
+    }
+    A* const row = gram_.compute(problem, mask);
 #pragma omp simd
     for (int64_t p = 0; p < problem.measured; ++p) {
       row[p] = step_factor(step_, row[p], scale);

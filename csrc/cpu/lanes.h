@@ -1,9 +1,11 @@
 // Copies that convert the element type on the way, in the order of memory or transposed.
 #pragma once
 
+#include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -15,6 +17,7 @@ namespace lorun::cpu {
 
 constexpr int64_t kLanes = 8;
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float))));
+using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(sizeof(uint32_t))));
 
 template <typename From>
 inline Lanes load_lanes(const From* src) {
@@ -24,6 +27,12 @@ inline Lanes load_lanes(const From* src) {
   } else if constexpr (std::is_same_v<From, c10::Half>) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
 #endif
+  } else if constexpr (std::is_same_v<From, c10::BFloat16>) {
+    Words bits;
+    for (int i = 0; i < kLanes; ++i) {
+      bits[i] = static_cast<uint32_t>(src[i].x) << 16;
+    }
+    return std::bit_cast<Lanes>(bits);
   } else {
     Lanes lanes;
     for (int i = 0; i < kLanes; ++i) {
@@ -41,6 +50,14 @@ inline void store_lanes(To* dst, const Lanes& lanes) {
   } else if constexpr (std::is_same_v<To, c10::Half>) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm256_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT));
 #endif
+  } else if constexpr (std::is_same_v<To, c10::BFloat16>) {
+    const Words bits = std::bit_cast<Words>(lanes);
+    // Round to nearest, ties to even; adding to a NaN could make it infinite.
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Words words = lanes == lanes ? rounded : Words{} + 0x7fc0;
+    for (int i = 0; i < kLanes; ++i) {
+      dst[i].x = static_cast<uint16_t>(words[i]);
+    }
   } else {
     for (int i = 0; i < kLanes; ++i) {
       dst[i] = static_cast<To>(lanes[i]);

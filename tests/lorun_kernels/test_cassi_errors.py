@@ -10,6 +10,12 @@ import lorun_kernels as lk
 CUBE, MEASURED, MASK = (2, 4, 3, 5), (2, 3, 11), (3, 5)
 
 
+@pytest.fixture(params=["cpu", "reference"])
+def backend(request):
+    with lk.use_backend(request.param):
+        yield
+
+
 def arguments(**replaced) -> dict:
     tensors = {"x": torch.rand(CUBE), "y": torch.rand(MEASURED), "mask": torch.rand(MASK), "rho": 0.5}
     return tensors | replaced
@@ -24,7 +30,7 @@ STEP_CASES = [
     ({"x": torch.rand(2, 4, 3, 0)}, ValueError, "x must have at least one column"),
     ({"x": torch.rand(2, 257, 3, 5)}, ValueError, "between 1 and 256 bands are supported, got 257"),
     ({"y": torch.rand(2, 3, 10)}, ValueError, r"y must have shape \[2, 3, 11\] .* got \[2, 3, 10\]"),
-    ({"y": torch.rand(3, 11)}, ValueError, r"y must be \(B, H, W\) for x of shape \[2, 4, 3, 5\]"),
+    ({"y": torch.rand(3, 11)}, ValueError, r"y must be \(B, H, W'\) for x of shape \[2, 4, 3, 5\]"),
     ({"y": torch.rand(MEASURED).double()}, TypeError, "y must have the dtype of x, Float, got Double"),
     ({"mask": torch.rand(5, 3)}, ValueError, r"mask must be \(H, W\), .* got shape \[5, 3\]"),
     ({"mask": torch.rand(1, 4, 3, 5)}, ValueError, r"mask must be .* got shape \[1, 4, 3, 5\]"),
@@ -39,25 +45,32 @@ STEP_CASES = [
     ({"rho": torch.rand(3)}, ValueError, r"rho must be one value or one for each of the 2 samples, .*\[3\]"),
     ({"rho": torch.rand(2, 4)}, ValueError, "rho must be one value or one for each"),
     ({"rho": torch.ones(2).long()}, TypeError, "rho must be floating point, got torch.int64"),
-    ({"step": -1}, ValueError, "step must be an int >= 0 or one offset for each band, got -1"),
-    ({"step": 2.0}, TypeError, "step must be an int or one integer offset for each band, got 2.0"),
-    ({"step": True}, TypeError, "step must be an int or one integer offset for each band, got True"),
+    ({"step": -1}, ValueError, "step must shift every band to the right, by at most .* columns, got -1"),
+    ({"step": 2.0}, TypeError, "step must be an int, or one int for each band .*, got 2.0"),
+    ({"step": True}, TypeError, "step must be an int, or one int for each band .*, got True"),
     ({"step": [0, 2, 4]}, ValueError, "step must have one offset for each of the 4 bands, got 3"),
-    ({"step": [0, 2, 4, -6]}, ValueError, "step must hold offsets >= 0, got -6"),
-    ({"step": [0, 2, 4, 6.0]}, TypeError, "step must be an int or one integer offset for each band"),
+    ({"step": [0, 2, 4, -6]}, ValueError, r"step must shift every band to the right, .* got \[0, 2, 4, -6\]"),
+    ({"step": [0, 2, 4, 6.0]}, TypeError, "step must be an int, or one int for each band"),
+    ({"step": 2**70}, ValueError, "step must shift every band to the right"),
+    ({"step": []}, ValueError, "step must have one offset for each of the 4 bands, got 0"),
+    ({"x": torch.rand(2, 0, 3, 5)}, ValueError, "between 1 and 256 bands are supported, got 0"),
+    ({"x": torch.rand(CUBE).to_sparse()}, ValueError, "x must be a dense tensor"),
+    ({"rho": 1e60}, ValueError, "rho must be a finite number or a tensor, got 1e\\+60"),
+    ({"rho": 10**400}, ValueError, "rho must be a finite number or a tensor"),
+    ({"rho": True}, ValueError, "rho must be a finite number or a tensor, got True"),
     ({"step": torch.arange(4.0)}, ValueError, "step as a tensor must hold one integer offset for each band"),
-    ({"step": 2**40}, ValueError, "step must .* nor by 2\\^30 columns or more, got offset"),
+    ({"step": 2**40}, ValueError, "step must shift every band to the right, by at most 1073741823 columns"),
 ]
 
 
 @pytest.mark.parametrize("replaced, error, message", STEP_CASES)
-@pytest.mark.parametrize("step", [lk.cassi_pgd_step, lk.cassi_pgd_step_], ids=["pgd_step", "pgd_step_"])
-def test_pgd_step_refuses_by_name(step, replaced, error, message):
-    with pytest.raises(error, match=rf"cassi_pgd_step_?: {message}"):
-        step(**arguments(**replaced))
+@pytest.mark.parametrize("name", ["cassi_pgd_step", "cassi_pgd_step_"])
+def test_pgd_step_refuses_by_name(backend, name, replaced, error, message):
+    with pytest.raises(error, match=f"^{name}: {message}"):
+        getattr(lk, name)(**arguments(**replaced))
 
 
-def test_hqs_step_names_its_own_arguments():
+def test_hqs_step_names_its_own_arguments(backend):
     x, y, mask, _ = arguments().values()
     with pytest.raises(
         ValueError, match="cassi_hqs_step: mu must be a finite number >= 0 or a tensor, got -1"
@@ -91,7 +104,7 @@ def test_hqs_step_names_its_own_arguments():
         ),
     ],
 )
-def test_adjoint_refuses_by_name(args, error, message):
+def test_adjoint_refuses_by_name(backend, args, error, message):
     with pytest.raises(error, match=f"cassi_adjoint: {message}"):
         lk.cassi_adjoint(*args)
 
@@ -99,6 +112,27 @@ def test_adjoint_refuses_by_name(args, error, message):
 @pytest.mark.parametrize(
     "call, error, message",
     [
+        (
+            lambda: lk.cassi_gram(torch.ones(3, 5).int(), 4),
+            TypeError,
+            "cassi_gram: mask must be floating point",
+        ),
+        (
+            lambda: lk.cassi_gram(torch.rand(3, 5), 0),
+            ValueError,
+            "cassi_gram: bands must be an int between 1",
+        ),
+        (
+            lambda: lk.cassi_gram(torch.rand(3, 5), 4.0),
+            ValueError,
+            "cassi_gram: bands must be an int between 1",
+        ),
+        (
+            lambda: lk.cassi_forward(torch.rand(CUBE), torch.rand(1, 1)),
+            ValueError,
+            "cassi_forward: mask must be",
+        ),
+        (lambda: lk.cassi_forward(torch.rand(CUBE).int(), torch.rand(MASK)), TypeError, "x must be float32"),
         (lambda: lk.cassi_gram(torch.rand(3), 4), ValueError, r"cassi_gram: mask must be \(H, W\)"),
         (
             lambda: lk.cassi_gram(torch.rand(4, 3, 5), 5),
@@ -111,9 +145,40 @@ def test_adjoint_refuses_by_name(args, error, message):
         (lambda: lk.unshift("y"), TypeError, "unshift: y must be a torch.Tensor, got str"),
     ],
 )
-def test_helpers_refuse_by_name(call, error, message):
+def test_helpers_refuse_by_name(backend, call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["y", "mask", "rho"])
+def test_a_cube_that_shares_memory_with_an_operand_cannot_be_stepped_in_place(name):
+    memory = torch.rand(200)
+    x = memory[:120].view(CUBE)
+    shared = {"y": memory[100:166].view(MEASURED), "mask": x[0, 1], "rho": memory[3]}[name]
+    args = arguments(x=x, **{name: shared})
+    with pytest.raises(ValueError, match=rf"{name} must not share memory with x, .* call {name}.clone\(\)"):
+        lk.cassi_pgd_step_(**args)
+    # Beside each other in one block of memory is allowed.
+    lk.cassi_pgd_step_(**arguments(x=x, y=memory[120:186].view(MEASURED)))
+
+
+def test_autocast_refuses_integers_too():
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(TypeError, match="mask must have the dtype of x"),
+    ):
+        lk.cassi_forward(torch.rand(CUBE), torch.ones(MASK).bool())
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (1, 4, 3, 5)], ids=str)
+def test_vmap_refuses_a_mask_that_a_call_would_refuse(shape):
+    x = torch.rand(3, *CUBE)
+    with pytest.raises(ValueError, match=r"mask must be \(H, W\), .* in each call"):
+        torch.vmap(lk.cassi_forward)(x, torch.rand(3, *shape))
+    with pytest.raises(ValueError, match="rho or mu must be one value or one for each of the 2 samples"):
+        torch.vmap(lk.cassi_pgd_step, (0, 0, None, 0))(
+            x, torch.rand(3, *MEASURED), torch.rand(MASK), torch.rand(3, 3)
+        )
 
 
 def test_an_expanded_cube_cannot_be_stepped_in_place():

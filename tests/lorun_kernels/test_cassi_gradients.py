@@ -49,7 +49,7 @@ def test_gram_gradcheck(mask_shape, step):
     assert torch.autograd.gradcheck(lambda m: lk.cassi_gram(m, 4, step), (mask,))
 
 
-@pytest.mark.parametrize("scale_shape", [(), (1,), (2,), (2, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("scale_shape", [(), (1,), (1, 1, 1, 1), (2,), (2, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("name", STEPS)
 def test_steps_gradcheck_in_every_tensor(name, mask_shape, step, scale_shape):
     x, y, mask, scale = draw(mask_shape, step, scale_shape=scale_shape)
@@ -124,12 +124,36 @@ def test_second_order_in_mask_and_scale_is_refused(name, scale_name):
 
 
 @pytest.mark.parametrize("step_", [lk.cassi_pgd_step_, lk.cassi_hqs_step_])
-def test_in_place_steps_refuse_to_be_recorded(step_):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_in_place_steps_refuse_to_be_recorded(step_, backend):
     x, y, mask, scale = draw((3, 5), 2)
-    with pytest.raises(RuntimeError, match="is for inference; call it under torch.no_grad"):
-        step_(x * 1, y, mask, scale)
-    with torch.no_grad():
-        step_(x, y, mask, scale)
+    with lk.use_backend(backend):
+        with pytest.raises(RuntimeError, match="is for inference; call it under torch.no_grad"):
+            step_(x * 1, y, mask, scale)
+        with torch.no_grad():
+            step_(x, y, mask, scale)
+
+
+def test_autograd_sees_a_cube_that_inference_mode_changed():
+    x, y, mask, scale = (t.detach() for t in draw((3, 5), 2))
+    factor = torch.rand_like(x).requires_grad_()
+    loss = (x * factor).sum()
+    with torch.inference_mode():
+        lk.cassi_pgd_step_(x, y, mask, scale)
+        made_there = x.clone()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    before = made_there.clone()
+    with pytest.raises(RuntimeError, match="was made in torch.inference_mode"), torch.no_grad():
+        lk.cassi_pgd_step_(made_there, y, mask, scale)
+    assert torch.equal(made_there, before)
+
+
+def test_an_in_place_step_leaves_a_lazy_copy_alone():
+    x, y, mask, scale = (t.detach() for t in draw((3, 5), 2))
+    before, copy = x.clone(), torch._lazy_clone(x)
+    lk.cassi_hqs_step_(copy, y, mask, scale)
+    assert torch.equal(x, before) and not torch.equal(copy, before)
 
 
 def test_gradients_of_an_empty_batch_are_empty_or_zero():
@@ -152,18 +176,24 @@ def test_changing_the_mask_in_place_before_backward_is_caught():
         out.sum().backward()
 
 
-def test_backward_runs_on_the_backend_of_forward(monkeypatch):
-    called = []
-    backward = torch.ops.lorun.cassi_step_backward
+@pytest.mark.parametrize("forward, backward", [("cpu", "reference"), ("reference", "cpu")])
+def test_backward_runs_on_the_backend_of_forward(forward, backward):
+    called = set()
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is backward.default:
-                called.append(args[-1])
+            if func.namespace == "lorun":
+                called.add((func.overloadpacket.__name__, args[-1]))
             return func(*args, **(kwargs or {}))
 
     x, y, mask, scale = draw((3, 5), 2)
-    out = lk.cassi_hqs_step(x, y, mask, scale)
-    with Spy(), lk.use_backend("reference"):
-        out.sum().backward()
-    assert called == ["cpu"]
+    with lk.use_backend(forward):
+        outputs = [
+            lk.cassi_hqs_step(x, y, mask, scale),
+            lk.cassi_forward(x, mask),
+            lk.cassi_adjoint(y, mask, 4),
+        ]
+    with Spy(), lk.use_backend(backward):
+        torch.autograd.backward([out.sum() for out in outputs])
+    ops = ("cassi_step_backward", "cassi_forward", "cassi_adjoint", "cassi_mask_grad")
+    assert called == ({(op, "cpu") for op in ops} if forward == "cpu" else set())
