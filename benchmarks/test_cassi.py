@@ -1,7 +1,7 @@
 """The CASSI ops at the field's size, (1, 28, 256, 256) float32, against the field's code and against a copy.
 
 No clock is asserted: the figures are ratios within rounds of random order, kept in `extra_info` and printed.
-The peers stand beside the floor too: an op that reads or writes the cube cannot be faster than doing only that.
+The peers stand beside the floor too: an op that reads or writes the cube is no faster than doing only that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def scene():
 
 
 def _compare(benchmark, interleaved, table, calls, ours: str, floor: str, peer: str, rounds=ROUNDS) -> None:
-    """Time `calls` in turn, and add a line for each pair of `ours` and another, and for the floor and the peer."""
+    """Time `calls` in turn, and add a line for `ours` and each other one, and for the floor and the peer."""
     seconds = interleaved(calls, rounds)
     benchmark.extra_info.update({"threads": torch.get_num_threads(), "seconds": seconds})
     pairs = [(ours, name) for name in calls if name != ours] + [(floor, peer)]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/cassi_loops.h"
+#include "cpu/cassi_projection.h"
 
 namespace lorun::cassi::cpu {
 
@@ -24,7 +25,7 @@ class GramRow {
   GramRow(const Problem& problem, const Cube& mask, Scratch& scratch)
       : step_(mask.band == 0 ? constant_step(problem) : -1),
         padding_(step_ * (problem.bands - 1)),
-        gram_(scratch.take<A>(problem.measured + kLanes)) {
+        gram_(scratch.take<A>(projected_size(problem))) {
     if (step_ >= 0) {
       // Zeros before and after the squares stand for the columns outside of the mask.
       squares_ = scratch.take<A>(padded(problem));
@@ -35,7 +36,7 @@ class GramRow {
   }
 
   static size_t scratch_bytes(const Problem& problem) {
-    return 2 * Scratch::bytes_of<A>(padded(problem)) + Scratch::bytes_of<A>(problem.measured + kLanes);
+    return 2 * Scratch::bytes_of<A>(padded(problem)) + Scratch::bytes_of<A>(projected_size(problem));
   }
 
   // The memory that `compute` fills.
@@ -44,7 +45,7 @@ class GramRow {
   A* compute(const Problem& problem, Bands<A> mask) const {
     if (step_ < 0) {
       std::fill_n(gram_, problem.measured, A(0));
-      add_projection(problem, mask, mask, gram_);
+      add_projection<1>(problem, mask, mask, gram_);
       return gram_;
     }
     A* const squares = squares_ + padding_;

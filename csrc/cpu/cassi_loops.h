@@ -32,24 +32,6 @@ template <typename A>
   }
 }
 
-// sum += a * b
-template <typename A>
-[[gnu::noinline]] void add_product(A* __restrict sum, const A* __restrict a, const A* __restrict b,
-                                   int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    sum[i] += a[i] * b[i];
-  }
-}
-
-// difference -= a * b
-template <typename A>
-[[gnu::noinline]] void subtract_product(A* __restrict difference, const A* __restrict a,
-                                        const A* __restrict b, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    difference[i] -= a[i] * b[i];
-  }
-}
-
 // out = x + a * b; out may be x itself.
 template <typename A>
 [[gnu::noinline]] void plus_product(A* out, const A* x, const A* __restrict a, const A* __restrict b,
@@ -57,28 +39,6 @@ template <typename A>
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     out[i] = x[i] + a[i] * b[i];
-  }
-}
-
-// y += Phi x
-template <typename A>
-void add_projection(const Problem& problem, Bands<A> x, Bands<A> mask, A* y) {
-  for (int64_t c = 0; c < problem.bands; ++c) {
-    if (x.below) {
-      prefetch(x[c] + x.below, problem.width);
-    }
-    add_product<A>(y + problem.offsets[c], mask[c], x[c], problem.width);
-  }
-}
-
-// y -= Phi x
-template <typename A>
-void subtract_projection(const Problem& problem, Bands<A> x, Bands<A> mask, A* y) {
-  for (int64_t c = 0; c < problem.bands; ++c) {
-    if (x.below) {
-      prefetch(x[c] + x.below, problem.width);
-    }
-    subtract_product<A>(y + problem.offsets[c], mask[c], x[c], problem.width);
   }
 }
 

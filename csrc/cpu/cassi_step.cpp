@@ -2,6 +2,7 @@
 #include "cpu/cassi.h"
 #include "cpu/cassi_gram.h"
 #include "cpu/cassi_loops.h"
+#include "cpu/cassi_projection.h"
 #include "cpu/cassi_rows.h"
 
 namespace lorun::cassi::cpu {
@@ -89,18 +90,18 @@ void step(const Problem& problem, Step step, Cube x, Measurement y, Cube mask, c
   dispatch(problem.dtype, [&]<typename T>() {
     using A = acc_t<T>;
     const size_t bytes = 3 * CubeRows<T>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
-                         Scratch::bytes_of<A>(problem.measured);
+                         Scratch::bytes_of<A>(projected_size(problem));
     for_rows(problem, bytes, /*by_row=*/false, [&](Scratch& scratch) {
       const CubeRows<T> xs(problem, x, scratch);
       const CubeRows<T> masks(problem, mask, scratch);
       const CubeRows<T> outs(problem, out, xs, scratch);
       const Factors<A> factors(problem, step, mask, scale, scale_stride, scratch);
-      A* const row = scratch.take<A>(problem.measured);
+      A* const row = scratch.take<A>(projected_size(problem));
       return [=, &problem](int64_t b, int64_t h) {
         const Bands<A> estimate = xs.load(b, h);
         const Bands<A> coding = masks.load(b, h);
         load_row<T>(problem, y, b, h, row);
-        subtract_projection(problem, estimate, coding, row);
+        add_projection<-1>(problem, estimate, coding, row);
         if (residual.data) {
           negate(row, problem.measured);
           store_row<A>(problem, residual, b, h, row);
@@ -120,20 +121,20 @@ void step_backward(const Problem& problem, Step step, Cube grad, Measurement res
   dispatch(problem.dtype, [&]<typename T>() {
     using A = acc_t<T>;
     const size_t bytes = 4 * CubeRows<T>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
-                         2 * Scratch::bytes_of<A>(problem.measured);
+                         2 * Scratch::bytes_of<A>(projected_size(problem));
     for_rows(problem, bytes, sums_samples(grad_mask), [&](Scratch& scratch) {
       const CubeRows<T> grads(problem, grad, scratch);
       const CubeRows<T> xs(problem, x, scratch);
       const CubeRows<T> masks(problem, mask, scratch);
       const CubeRows<T> grad_xs(problem, grad_x, scratch);
       const Factors<A> factors(problem, step, mask, scale, scale_stride, scratch);
-      A* const u = scratch.take<A>(problem.measured);
-      A* const t = scratch.take<A>(problem.measured);
+      A* const u = scratch.take<A>(projected_size(problem));
+      A* const t = scratch.take<A>(projected_size(problem));
       return [=, &problem](int64_t b, int64_t h) {
         const Bands<A> incoming = grads.load(b, h);
         const Bands<A> coding = masks.load(b, h);
         std::fill_n(u, problem.measured, A(0));
-        add_projection(problem, incoming, coding, u);
+        add_projection<1>(problem, incoming, coding, u);
         const A* const factor = factors.compute(problem, b, coding);
         if (residual.data) {
           load_row<A>(problem, residual, b, h, t);

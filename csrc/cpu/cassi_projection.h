@@ -1,0 +1,87 @@
+// Phi x for one row, in accumulators.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/cassi_rows.h"
+#include "cpu/lanes.h"
+
+namespace lorun::cassi::cpu {
+
+// sum += kSign * a * b
+template <int kSign, typename A>
+[[gnu::noinline]] void add_product(A* __restrict sum, const A* __restrict a, const A* __restrict b,
+                                   int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    sum[i] += kSign * a[i] * b[i];
+  }
+}
+
+// Whether four bands follow one another two columns apart: the field's step.
+inline bool two_apart(const int32_t* offsets) {
+  return offsets[1] - offsets[0] == 2 && offsets[2] - offsets[0] == 4 && offsets[3] - offsets[0] == 6;
+}
+
+// Four bands that are two columns apart, at once: y is read and written a quarter as often, and a mask that
+// the bands share is read once. y has room for kLanes more columns. Returns the columns done, a multiple of
+// kLanes.
+template <int kSign, bool kOneMask>
+[[gnu::noinline]] int64_t project_four(float* __restrict y, Bands<const float> x, Bands<const float> mask,
+                                       int64_t width) {
+  using lorun::cpu::kLanes;
+  using lorun::cpu::Lanes;
+  const int64_t whole = width / kLanes * kLanes;
+  // The products of the last step: their last columns belong to y's next lanes.
+  Lanes late[4] = {};
+  const auto add = [&](int64_t w, const Lanes(&now)[4]) {
+    const Lanes near = now[0] + __builtin_shufflevector(late[1], now[1], 6, 7, 8, 9, 10, 11, 12, 13);
+    const Lanes far = __builtin_shufflevector(late[2], now[2], 4, 5, 6, 7, 8, 9, 10, 11) +
+                      __builtin_shufflevector(late[3], now[3], 2, 3, 4, 5, 6, 7, 8, 9);
+    Lanes& sum = *reinterpret_cast<Lanes*>(y + w);
+    sum += static_cast<float>(kSign) * (near + far);
+  };
+  for (int64_t w = 0; w < whole; w += kLanes) {
+    const Lanes open = lorun::cpu::load_lanes(mask[0] + w);
+    Lanes now[4];
+    for (int k = 0; k < 4; ++k) {
+      const Lanes weight = kOneMask ? open : lorun::cpu::load_lanes(mask[k] + w);
+      now[k] = weight * lorun::cpu::load_lanes(x[k] + w);
+      // The row below, ahead of its use, a little at a time.
+      __builtin_prefetch(x[k] + x.below + w, /*rw=*/0, /*locality=*/2);
+    }
+    add(w, now);
+    std::copy_n(now, 4, late);
+  }
+  add(whole, {});
+  return whole;
+}
+
+// y += kSign * Phi x; y has room for kLanes more columns.
+template <int kSign, typename A>
+void add_projection(const Problem& problem, Bands<A> x, Bands<A> mask, A* y) {
+  const auto add_band = [&](int64_t c, int64_t from) {
+    add_product<kSign, A>(y + problem.offsets[c] + from, mask[c] + from, x[c] + from, problem.width - from);
+  };
+  int64_t c = 0;
+  if constexpr (std::is_same_v<A, float>) {
+    for (; c + 4 <= problem.bands && two_apart(problem.offsets + c); c += 4) {
+      const auto project = mask.band == 0 ? project_four<kSign, true> : project_four<kSign, false>;
+      const int64_t done =
+          project(y + problem.offsets[c], {x[c], x.band, x.below}, {mask[c], mask.band}, problem.width);
+      for (int k = 0; done < problem.width && k < 4; ++k) {
+        add_band(c + k, done);
+      }
+    }
+  }
+  for (; c < problem.bands; ++c) {
+    if (x.below) {
+      prefetch(x[c] + x.below, problem.width);
+    }
+    add_band(c, 0);
+  }
+}
+
+// The elements of a measured row to which a row of a cube is projected.
+inline int64_t projected_size(const Problem& problem) { return problem.measured + lorun::cpu::kLanes; }
+
+}  // namespace lorun::cassi::cpu
