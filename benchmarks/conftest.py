@@ -14,6 +14,7 @@ import torch
 WARM_UP = 3
 
 _gpu_rows: list[dict] = []
+_summed: set[str] = set()
 _rows: dict[str, list[tuple[str, str, list[float], list[float]]]] = defaultdict(list)
 
 
@@ -43,10 +44,15 @@ def interleaved():
 
 @pytest.fixture
 def table():
-    """table(group, case, peer, seconds, peer_seconds) adds one line to the table."""
+    """table(group, case, peer, seconds, peer_seconds) adds one line to the table.
 
-    def add(group: str, case: str, peer: str, seconds: list[float], peer_seconds: list[float]) -> None:
+    With summed=True, for cases that are the parts of one whole, the table ends with their total.
+    """
+
+    def add(group: str, case: str, peer: str, seconds: list, peer_seconds: list, summed=False) -> None:
         _rows[group].append((case, peer, seconds, peer_seconds))
+        if summed:
+            _summed.add(group)
 
     return add
 
@@ -55,15 +61,6 @@ def table():
 def gpu_table():
     """gpu_table(op=..., shape=..., ...) adds one line to the table of GPU figures."""
     return lambda **row: _gpu_rows.append(row)
-
-
-def pytest_collection_modifyitems(items) -> None:
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none")
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
 
 
 def ratio_quartiles(seconds: list[float], peer_seconds: list[float]) -> list[float]:
@@ -84,7 +81,7 @@ def _write_ratios(reporter, group: str, rows: list) -> None:
     reporter.section(f"{group}: medians of {len(rows[0][2])} rounds, ratio with its quartiles")
     peer_title = f"{rows[0][1]} ms" if one_peer else "peer ms"
     reporter.line(f"{'case':<{width}}{'lorun ms':>10}{peer_title:>14}{'ratio':>9}{'quartiles':>18}")
-    if one_peer and group.startswith("lora"):
+    if group in _summed:
         sums = [[sum(times) for times in zip(*(row[part] for row in rows), strict=True)] for part in (2, 3)]
         rows = [*rows, ("total", rows[0][1], *sums)]
     for case, _, seconds, peer_seconds in rows:

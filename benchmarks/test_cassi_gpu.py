@@ -14,7 +14,10 @@ import torch
 import lorun_kernels as lk
 from benchmarks.cassi_peers import RollStep, pad
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none"),
+]
 
 ROUNDS = 30
 ROTATED_BYTES = 512 * 2**20

@@ -48,7 +48,7 @@ def _step(layer: nn.Module, image: torch.Tensor, grad: torch.Tensor):
 
 def _report(benchmark, table, call, seconds: dict[str, list[float]], peer: str, layer: str) -> None:
     benchmark.extra_info.update({"layer": layer, "peer": peer, "seconds": seconds})
-    table(benchmark.group, layer, peer, seconds["lorun"], seconds[peer])
+    table(benchmark.group, layer, peer, seconds["lorun"], seconds[peer], summed=True)
     benchmark.pedantic(call, rounds=3)
 
 

@@ -245,12 +245,13 @@ def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
         )
     if not mask.is_floating_point():
         raise TypeError(f"{op}: mask must be floating point, got {mask.dtype}; convert it with .float()")
-    if mask.dim() > 2 and mask.shape[-3] != _bands(op, bands):
+    offsets = _offsets(op, step, _bands(op, bands))
+    if mask.dim() > 2 and mask.shape[-3] != bands:
         raise ValueError(
             f"{op}: bands must be the mask's own, {mask.shape[-3]} for shape {list(mask.shape)}, got {bands}"
         )
-    cube = mask.expand(_bands(op, bands), *mask.shape) if mask.dim() == 2 else mask
-    return cassi_forward(cube, mask, _offsets(op, step, bands))
+    cube = mask.expand(bands, *mask.shape) if mask.dim() == 2 else mask
+    return cassi_forward(cube, mask, offsets)
 
 
 def _step(op: str, names: tuple[str, str], x: Tensor, y: Tensor, mask: Tensor, scale, step, hqs: bool):
