@@ -9,16 +9,15 @@ namespace lorun::cassi::cpu {
 void forward(const Problem& problem, Cube x, Cube mask, Measurement y) {
   dispatch(problem.dtype, [&]<typename T>() {
     using A = acc_t<T>;
-    const size_t bytes =
-        2 * CubeRows<T>::scratch_bytes(problem) + Scratch::bytes_of<A>(projected_size(problem));
-    for_rows(problem, bytes, /*by_row=*/false, [&](Scratch& scratch) {
+    const size_t bytes = 2 * CubeRows<T>::scratch_bytes(problem) + lines_bytes<A>(problem);
+    for_rows(problem, bytes, rows_at_once<T>({x, mask}), [&](Scratch& scratch) {
       const CubeRows<T> xs(problem, x, scratch);
       const CubeRows<T> masks(problem, mask, scratch);
-      A* const sum = scratch.take<A>(projected_size(problem));
-      return [=, &problem](int64_t b, int64_t h) {
-        std::fill_n(sum, problem.measured, A(0));
-        add_projection<1>(problem, xs.load(b, h), masks.load(b, h), sum);
-        store_row<T>(problem, y, b, h, sum);
+      const Lines<A> sums = take_lines<A>(problem, scratch);
+      return [=, &problem](int64_t b, int64_t h, int64_t rows) {
+        std::fill_n(sums.data, rows * sums.row, A(0));
+        add_projection<1>(problem, rows, xs.load(b, h), masks.load(b, h), sums);
+        store_rows<T>(problem, y, b, h, rows, sums);
       };
     });
   });
@@ -27,17 +26,19 @@ void forward(const Problem& problem, Cube x, Cube mask, Measurement y) {
 void adjoint(const Problem& problem, Measurement y, Cube mask, Cube x) {
   dispatch(problem.dtype, [&]<typename T>() {
     using A = acc_t<T>;
-    const size_t bytes = 2 * CubeRows<T>::scratch_bytes(problem) + Scratch::bytes_of<A>(problem.measured);
-    for_rows(problem, bytes, /*by_row=*/false, [&](Scratch& scratch) {
+    const size_t bytes = 2 * CubeRows<T>::scratch_bytes(problem) + lines_bytes<A>(problem);
+    for_rows(problem, bytes, rows_at_once<T>({mask, x}), [&](Scratch& scratch) {
       const CubeRows<T> masks(problem, mask, scratch);
       const CubeRows<T> xs(problem, x, scratch);
-      A* const row = scratch.take<A>(problem.measured);
-      return [=, &problem](int64_t b, int64_t h) {
-        load_row<T>(problem, y, b, h, row);
-        const Bands<A> coded = masks.load(b, h);
+      const Lines<A> lines = take_lines<A>(problem, scratch);
+      return [=, &problem](int64_t b, int64_t h, int64_t rows) {
+        load_rows<T>(problem, y, b, h, rows, lines);
+        const Bands<A> coding = masks.load(b, h);
         const Bands<A> out = xs.target(b, h);
         for (int64_t c = 0; c < problem.bands; ++c) {
-          multiply<A>(out[c], coded[c], row + problem.offsets[c], problem.width);
+          for (int64_t r = 0; r < rows; ++r) {
+            multiply<A>(out.at(r)[c], coding.at(r)[c], lines[r] + problem.offsets[c], problem.width);
+          }
         }
         xs.store(b, h);
       };
@@ -49,11 +50,11 @@ void mask_grad(const Problem& problem, Cube x, Measurement y, Cube grad_mask) {
   dispatch(problem.dtype, [&]<typename T>() {
     using A = acc_t<T>;
     const size_t bytes = CubeRows<T>::scratch_bytes(problem) + Scratch::bytes_of<A>(problem.measured);
-    for_rows(problem, bytes, sums_samples(grad_mask), [&](Scratch& scratch) {
+    for_rows_of_all_samples(problem, bytes, [&](Scratch& scratch) {
       const CubeRows<T> xs(problem, x, scratch);
       A* const row = scratch.take<A>(problem.measured);
-      return [=, &problem](int64_t b, int64_t h) {
-        load_row<T>(problem, y, b, h, row);
+      return [=, &problem](int64_t b, int64_t h, int64_t) {
+        load_rows<T>(problem, y, b, h, 1, Lines<A>{row, 0});
         const Bands<A> factor = xs.load(b, h);
         const Bands<A> sum = mask_gradient_row<A>(problem, grad_mask, b, h);
         for (int64_t c = 0; c < problem.bands; ++c) {

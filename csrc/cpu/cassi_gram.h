@@ -45,7 +45,7 @@ class GramRow {
   A* compute(const Problem& problem, Bands<A> mask) const {
     if (step_ < 0) {
       std::fill_n(gram_, problem.measured, A(0));
-      add_projection<1>(problem, mask, mask, gram_);
+      add_projection<1>(problem, 1, mask, mask, Lines<A>{gram_, 0});
       return gram_;
     }
     A* const squares = squares_ + padding_;

@@ -1,4 +1,4 @@
-// The arithmetic of one row, in accumulators. Every loop runs along the columns, so that it vectorises.
+// The arithmetic of a few rows, in accumulators. Every loop runs along the columns, so that it vectorises.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,9 @@
 #include "cpu/cassi_rows.h"
 
 namespace lorun::cassi::cpu {
+
+template <typename A>
+using Vector __attribute__((vector_size(32), aligned(sizeof(A)), may_alias)) = A;
 
 template <typename A>
 void negate(A* row, int64_t count) {
@@ -23,30 +26,48 @@ void scale_by(A* row, const A* factor, int64_t count) {
   }
 }
 
+// Calls of(tag, i) for runs of count elements: whole vectors in pairs, then single elements. of reads and
+// writes the elements from i on as the tag's type.
+template <typename A, typename Of>
+void along(int64_t count, const Of& of) {
+  constexpr int64_t kSize = sizeof(Vector<A>) / sizeof(A);
+  int64_t i = 0;
+  for (; i + 2 * kSize <= count; i += 2 * kSize) {
+    of(Vector<A>{}, i);
+    of(Vector<A>{}, i + kSize);
+  }
+  for (; i < count; ++i) {
+    of(A{}, i);
+  }
+}
+
+template <typename V, typename A>
+V get(const A* row, int64_t i) {
+  return *reinterpret_cast<const V*>(row + i);
+}
+
 // out = a * b
 template <typename A>
-[[gnu::noinline]] void multiply(A* __restrict out, const A* __restrict a, const A* __restrict b,
-                                int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = a[i] * b[i];
-  }
+void multiply(A* out, const A* a, const A* b, int64_t count) {
+  along<A>(count,
+           [=]<typename V>(V, int64_t i) { *reinterpret_cast<V*>(out + i) = get<V>(a, i) * get<V>(b, i); });
 }
 
 // out = x + a * b; out may be x itself.
 template <typename A>
-[[gnu::noinline]] void plus_product(A* out, const A* x, const A* __restrict a, const A* __restrict b,
-                                    int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = x[i] + a[i] * b[i];
-  }
+void plus_product(A* out, const A* x, const A* a, const A* b, int64_t count) {
+  along<A>(count, [=]<typename V>(V, int64_t i) {
+    *reinterpret_cast<V*>(out + i) = get<V>(x, i) + get<V>(a, i) * get<V>(b, i);
+  });
 }
 
 // out = x + Phi^T v
 template <typename A>
-void plus_adjoint(const Problem& problem, Bands<A> x, Bands<A> mask, const A* v, Bands<A> out) {
+void plus_adjoint(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> mask, Lines<A> v, Bands<A> out) {
   for (int64_t c = 0; c < problem.bands; ++c) {
-    plus_product<A>(out[c], x[c], mask[c], v + problem.offsets[c], problem.width);
+    for (int64_t r = 0; r < rows; ++r) {
+      plus_product<A>(out.at(r)[c], x.at(r)[c], mask.at(r)[c], v[r] + problem.offsets[c], problem.width);
+    }
   }
 }
 

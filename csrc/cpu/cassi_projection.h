@@ -1,4 +1,4 @@
-// Phi x for one row, in accumulators.
+// Phi x for a few rows, in accumulators.
 #pragma once
 
 #include <type_traits>
@@ -40,14 +40,13 @@ template <int kSign, bool kOneMask>
     Lanes& sum = *reinterpret_cast<Lanes*>(y + w);
     sum += static_cast<float>(kSign) * (near + far);
   };
+#pragma GCC unroll 2
   for (int64_t w = 0; w < whole; w += kLanes) {
     const Lanes open = lorun::cpu::load_lanes(mask[0] + w);
     Lanes now[4];
     for (int k = 0; k < 4; ++k) {
       const Lanes weight = kOneMask ? open : lorun::cpu::load_lanes(mask[k] + w);
       now[k] = weight * lorun::cpu::load_lanes(x[k] + w);
-      // The row below, ahead of its use, a little at a time.
-      __builtin_prefetch(x[k] + x.below + w, /*rw=*/0, /*locality=*/2);
     }
     add(w, now);
     std::copy_n(now, 4, late);
@@ -56,32 +55,51 @@ template <int kSign, bool kOneMask>
   return whole;
 }
 
-// y += kSign * Phi x; y has room for kLanes more columns.
 template <int kSign, typename A>
-void add_projection(const Problem& problem, Bands<A> x, Bands<A> mask, A* y) {
-  const auto add_band = [&](int64_t c, int64_t from) {
-    add_product<kSign, A>(y + problem.offsets[c] + from, mask[c] + from, x[c] + from, problem.width - from);
-  };
+void add_band(const Problem& problem, Bands<A> x, Bands<A> mask, int64_t c, int64_t from, A* y) {
+  add_product<kSign, A>(y + problem.offsets[c] + from, mask[c] + from, x[c] + from, problem.width - from);
+}
+
+template <int kSign>
+void add_four_bands(const Problem& problem, Bands<float> x, Bands<float> mask, int64_t c, float* y) {
+  const auto project = mask.band == 0 ? project_four<kSign, true> : project_four<kSign, false>;
+  const int64_t done = project(y + problem.offsets[c], {x[c], x.band}, {mask[c], mask.band}, problem.width);
+  for (int k = 0; done < problem.width && k < 4; ++k) {
+    add_band<kSign>(problem, x, mask, c + k, done, y);
+  }
+}
+
+// y += kSign * Phi x; a row of y has room for kLanes more columns.
+template <int kSign, typename A>
+void add_projection(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> mask, Lines<A> y) {
   int64_t c = 0;
   if constexpr (std::is_same_v<A, float>) {
     for (; c + 4 <= problem.bands && two_apart(problem.offsets + c); c += 4) {
-      const auto project = mask.band == 0 ? project_four<kSign, true> : project_four<kSign, false>;
-      const int64_t done =
-          project(y + problem.offsets[c], {x[c], x.band, x.below}, {mask[c], mask.band}, problem.width);
-      for (int k = 0; done < problem.width && k < 4; ++k) {
-        add_band(c + k, done);
+      for (int64_t r = 0; r < rows; ++r) {
+        add_four_bands<kSign>(problem, x.at(r), mask.at(r), c, y[r]);
       }
     }
   }
   for (; c < problem.bands; ++c) {
-    if (x.below) {
-      prefetch(x[c] + x.below, problem.width);
+    for (int64_t r = 0; r < rows; ++r) {
+      add_band<kSign>(problem, x.at(r), mask.at(r), c, 0, y[r]);
     }
-    add_band(c, 0);
   }
 }
 
 // The elements of a measured row to which a row of a cube is projected.
 inline int64_t projected_size(const Problem& problem) { return problem.measured + lorun::cpu::kLanes; }
+
+template <typename A>
+Lines<A> take_lines(const Problem& problem, Scratch& scratch) {
+  // Whole cache lines, so that every row is aligned alike.
+  const int64_t size = Scratch::bytes_of<A>(projected_size(problem)) / sizeof(A);
+  return {scratch.take<A>(kRows * size), size};
+}
+
+template <typename A>
+size_t lines_bytes(const Problem& problem) {
+  return kRows * Scratch::bytes_of<A>(projected_size(problem));
+}
 
 }  // namespace lorun::cassi::cpu

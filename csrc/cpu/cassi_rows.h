@@ -1,6 +1,7 @@
-// One row of a cube or a measurement at a time, as contiguous accumulators.
+// A few rows of a cube or a measurement at a time, as contiguous accumulators.
 //
-// Rows that already lie so in memory are used where they are; others are staged in this thread's scratch.
+// Rows that already lie so in memory are used where they are, several at once; others are staged in this
+// thread's scratch, one by one.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <initializer_list>
 #include <memory>
 #include <type_traits>
 
@@ -17,24 +19,26 @@
 
 namespace lorun::cassi::cpu {
 
-// Band c of the row begins at data + c * band; band is 0 where all bands are one. The row below begins
-// `below` further on where that may be fetched ahead, else 0.
+// Band c of row r begins at data + c * band + r * row; band is 0 where all bands are one.
 template <typename A>
 struct Bands {
   A* data;
   int64_t band;
-  int64_t below = 0;
+  int64_t row = 0;
 
   A* operator[](int64_t c) const { return data + c * band; }
+  Bands at(int64_t r) const { return {data + r * row, band, row}; }
 };
 
-// Asks for a row of memory ahead of its use: dozens of short runs are more than the processor foresees.
-template <typename T>
-void prefetch(const T* row, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) {
-    __builtin_prefetch(row + i, /*rw=*/0, /*locality=*/2);
-  }
-}
+// Rows of a measurement in scratch: row r begins at data + r * row.
+template <typename A>
+struct Lines {
+  A* data;
+  int64_t row;
+
+  A* operator[](int64_t r) const { return data + r * row; }
+  Lines at(int64_t r) const { return {data + r * row, row}; }
+};
 
 // This thread's memory for the rows of one kernel call: it grows to the largest call seen and is kept.
 class Scratch {
@@ -77,7 +81,7 @@ class CubeRows {
   using A = acc_t<T>;
 
   CubeRows(const Problem& problem, const Cube& cube, Scratch& scratch) : CubeRows(problem, cube) {
-    if (cube.data && !in_place()) {
+    if (!in_place(cube)) {
       staged_ = scratch.take<A>(bands_ * width_);
     }
   }
@@ -85,7 +89,7 @@ class CubeRows {
   // A result that may overwrite the staged row of `source`, pixel by pixel.
   CubeRows(const Problem& problem, const Cube& cube, const CubeRows& source, Scratch& scratch)
       : CubeRows(problem, cube) {
-    if (cube.data && !in_place()) {
+    if (!in_place(cube)) {
       const bool shared = source.staged_ && source.bands_ == bands_;
       staged_ = shared ? source.staged_ : scratch.take<A>(bands_ * width_);
     }
@@ -95,17 +99,19 @@ class CubeRows {
     return Scratch::bytes_of<A>(problem.bands * problem.width);
   }
 
-  // The row's values; valid until the next call.
+  // Whether rows are used where they lie.
+  static bool in_place(const Cube& cube) { return !cube.data || (std::is_same_v<T, A> && cube.column == 1); }
+
+  // The row's values, and where it is used in place those of the rows below; valid until the next call.
   Bands<A> load(int64_t b, int64_t h) const {
     T* const row = at(b, h);
-    if (in_place()) {
+    if (in_place(cube_)) {
       return {reinterpret_cast<A*>(row), cube_.band, cube_.row};
     }
     if (cube_.band == 1 && cube_.column != 1) {
       lorun::cpu::transpose(row, cube_.column, staged_, width_, width_, bands_);
     } else {
       for (int64_t c = 0; c < bands_; ++c) {
-        prefetch(row + c * cube_.band + cube_.row, width_);
         lorun::cpu::convert(row + c * cube_.band, cube_.column, staged_ + c * width_, width_);
       }
     }
@@ -114,12 +120,12 @@ class CubeRows {
 
   // Where to compute the row before `store` brings it to its place.
   Bands<A> target(int64_t b, int64_t h) const {
-    return in_place() ? Bands<A>{reinterpret_cast<A*>(at(b, h)), cube_.band} : staged();
+    return in_place(cube_) ? Bands<A>{reinterpret_cast<A*>(at(b, h)), cube_.band, cube_.row} : staged();
   }
 
   void store(int64_t b, int64_t h) const {
     T* const row = at(b, h);
-    if (in_place()) {
+    if (in_place(cube_)) {
       return;
     }
     if (cube_.band == 1 && cube_.column != 1) {
@@ -135,7 +141,6 @@ class CubeRows {
   CubeRows(const Problem& problem, const Cube& cube)
       : cube_(cube), width_(problem.width), bands_(cube.band == 0 ? 1 : problem.bands) {}
 
-  bool in_place() const { return std::is_same_v<T, A> && cube_.column == 1; }
   T* at(int64_t b, int64_t h) const { return static_cast<T*>(cube_.data) + b * cube_.batch + h * cube_.row; }
   Bands<A> staged() const { return {staged_, cube_.band == 0 ? 0 : width_}; }
 
@@ -151,13 +156,19 @@ T* row_of(const Measurement& y, int64_t b, int64_t h) {
 }
 
 template <typename T, typename A>
-void load_row(const Problem& problem, const Measurement& y, int64_t b, int64_t h, A* row) {
-  lorun::cpu::convert(row_of<T>(y, b, h), y.column, row, problem.measured);
+void load_rows(const Problem& problem, const Measurement& y, int64_t b, int64_t h, int64_t rows,
+               Lines<A> to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    lorun::cpu::convert(row_of<T>(y, b, h + r), y.column, to[r], problem.measured);
+  }
 }
 
 template <typename T, typename A>
-void store_row(const Problem& problem, const Measurement& y, int64_t b, int64_t h, const A* row) {
-  lorun::cpu::convert_to(row, row_of<T>(y, b, h), y.column, problem.measured);
+void store_rows(const Problem& problem, const Measurement& y, int64_t b, int64_t h, int64_t rows,
+                Lines<A> from) {
+  for (int64_t r = 0; r < rows; ++r) {
+    lorun::cpu::convert_to(from[r], row_of<T>(y, b, h + r), y.column, problem.measured);
+  }
 }
 
 inline Scratch& this_threads_scratch(size_t bytes) {
@@ -169,18 +180,41 @@ inline Scratch& this_threads_scratch(size_t bytes) {
 // Pixels that are worth a thread: waking one costs microseconds.
 constexpr int64_t kGrain = 1 << 14;
 
-// Makes one body a thread, from its scratch, and calls body(b, h) for every row. With by_row, all samples of
-// a row run in one thread, in order, so that they may add to the same memory.
+// Rows of one band follow one another in memory: the processor foresees runs of a few of them, and their
+// cube still fits its caches when it is read again.
+constexpr int64_t kRows = 4;
+
+// Rows at once of cubes of which all, some or none are used in place.
+template <typename T>
+int64_t rows_at_once(std::initializer_list<Cube> cubes) {
+  return std::all_of(cubes.begin(), cubes.end(), CubeRows<T>::in_place) ? kRows : 1;
+}
+
+// Makes one body a thread, from its scratch, and calls body(b, h, count) for all rows, `rows` of them at
+// once.
 template <typename Make>
-void for_rows(const Problem& problem, size_t scratch_bytes, bool by_row, const Make& make) {
-  const int64_t samples = by_row ? problem.batch : 1;
-  const int64_t items = problem.height * (by_row ? 1 : problem.batch);
-  const int64_t pixels = problem.bands * problem.width * samples;
-  at::parallel_for(0, items, std::max<int64_t>(1, kGrain / pixels), [&](int64_t begin, int64_t end) {
+void for_rows(const Problem& problem, size_t scratch_bytes, int64_t rows, const Make& make) {
+  const int64_t blocks = (problem.height + rows - 1) / rows;
+  const int64_t pixels = problem.bands * problem.width * rows;
+  at::parallel_for(0, problem.batch * blocks, std::max<int64_t>(1, kGrain / pixels),
+                   [&](int64_t begin, int64_t end) {
+                     const auto body = make(this_threads_scratch(scratch_bytes));
+                     for (int64_t i = begin; i < end; ++i) {
+                       const int64_t h = i % blocks * rows;
+                       body(i / blocks, h, std::min(rows, problem.height - h));
+                     }
+                   });
+}
+
+// The same, row by row, with all samples of a row in one thread, in order: they may add to the same memory.
+template <typename Make>
+void for_rows_of_all_samples(const Problem& problem, size_t scratch_bytes, const Make& make) {
+  const int64_t pixels = problem.bands * problem.width * problem.batch;
+  at::parallel_for(0, problem.height, std::max<int64_t>(1, kGrain / pixels), [&](int64_t begin, int64_t end) {
     const auto body = make(this_threads_scratch(scratch_bytes));
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t b = 0; b < samples; ++b) {
-        body(by_row ? b : i / problem.height, i % problem.height);
+    for (int64_t h = begin; h < end; ++h) {
+      for (int64_t b = 0; b < problem.batch; ++b) {
+        body(b, h, 1);
       }
     }
   });

@@ -90,25 +90,27 @@ void step(const Problem& problem, Step step, Cube x, Measurement y, Cube mask, c
   dispatch(problem.dtype, [&]<typename T>() {
     using A = acc_t<T>;
     const size_t bytes = 3 * CubeRows<T>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
-                         Scratch::bytes_of<A>(projected_size(problem));
-    for_rows(problem, bytes, /*by_row=*/false, [&](Scratch& scratch) {
+                         lines_bytes<A>(problem);
+    for_rows(problem, bytes, rows_at_once<T>({x, mask, out}), [&](Scratch& scratch) {
       const CubeRows<T> xs(problem, x, scratch);
       const CubeRows<T> masks(problem, mask, scratch);
       const CubeRows<T> outs(problem, out, xs, scratch);
       const Factors<A> factors(problem, step, mask, scale, scale_stride, scratch);
-      A* const row = scratch.take<A>(projected_size(problem));
-      return [=, &problem](int64_t b, int64_t h) {
+      const Lines<A> lines = take_lines<A>(problem, scratch);
+      return [=, &problem](int64_t b, int64_t h, int64_t rows) {
         const Bands<A> estimate = xs.load(b, h);
         const Bands<A> coding = masks.load(b, h);
-        load_row<T>(problem, y, b, h, row);
-        add_projection<-1>(problem, estimate, coding, row);
-        if (residual.data) {
-          negate(row, problem.measured);
-          store_row<A>(problem, residual, b, h, row);
-          negate(row, problem.measured);
+        load_rows<T>(problem, y, b, h, rows, lines);
+        add_projection<-1>(problem, rows, estimate, coding, lines);
+        for (int64_t r = 0; r < rows; ++r) {
+          if (residual.data) {
+            negate(lines[r], problem.measured);
+            store_rows<A>(problem, residual, b, h + r, 1, lines.at(r));
+            negate(lines[r], problem.measured);
+          }
+          factors.apply(problem, b, coding.at(r), lines[r]);
         }
-        factors.apply(problem, b, coding, row);
-        plus_adjoint(problem, estimate, coding, row, outs.target(b, h));
+        plus_adjoint(problem, rows, estimate, coding, lines, outs.target(b, h));
         outs.store(b, h);
       };
     });
@@ -121,44 +123,52 @@ void step_backward(const Problem& problem, Step step, Cube grad, Measurement res
   dispatch(problem.dtype, [&]<typename T>() {
     using A = acc_t<T>;
     const size_t bytes = 4 * CubeRows<T>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
-                         2 * Scratch::bytes_of<A>(projected_size(problem));
-    for_rows(problem, bytes, sums_samples(grad_mask), [&](Scratch& scratch) {
+                         lines_bytes<A>(problem) + Scratch::bytes_of<A>(problem.measured);
+    const auto make = [&](Scratch& scratch) {
       const CubeRows<T> grads(problem, grad, scratch);
       const CubeRows<T> xs(problem, x, scratch);
       const CubeRows<T> masks(problem, mask, scratch);
       const CubeRows<T> grad_xs(problem, grad_x, scratch);
       const Factors<A> factors(problem, step, mask, scale, scale_stride, scratch);
-      A* const u = scratch.take<A>(projected_size(problem));
-      A* const t = scratch.take<A>(projected_size(problem));
-      return [=, &problem](int64_t b, int64_t h) {
+      const Lines<A> lines = take_lines<A>(problem, scratch);
+      A* const t = scratch.take<A>(problem.measured);
+      return [=, &problem](int64_t b, int64_t h, int64_t rows) {
         const Bands<A> incoming = grads.load(b, h);
         const Bands<A> coding = masks.load(b, h);
-        std::fill_n(u, problem.measured, A(0));
-        add_projection<1>(problem, incoming, coding, u);
-        const A* const factor = factors.compute(problem, b, coding);
-        if (residual.data) {
-          load_row<A>(problem, residual, b, h, t);
-        }
-        if (grad_scale) {
-          static_cast<A*>(grad_scale)[b * problem.height + h] =
-              scale_gradient_sum(problem, step, factor, t, u);
-        }
-        scale_by(u, factor, problem.measured);
-        if (grad_y.data) {
-          store_row<T>(problem, grad_y, b, h, u);
-        }
-        if (grad_mask.data) {
-          scale_by(t, factor, problem.measured);
-          add_mask_gradient(problem, step, incoming, xs.load(b, h), coding, t, u,
-                            mask_gradient_row<A>(problem, grad_mask, b, h));
+        std::fill_n(lines.data, rows * lines.row, A(0));
+        add_projection<1>(problem, rows, incoming, coding, lines);
+        for (int64_t r = 0; r < rows; ++r) {
+          A* const u = lines[r];
+          const A* const factor = factors.compute(problem, b, coding.at(r));
+          if (residual.data) {
+            load_rows<A>(problem, residual, b, h + r, 1, Lines<A>{t, 0});
+          }
+          if (grad_scale) {
+            static_cast<A*>(grad_scale)[b * problem.height + h + r] =
+                scale_gradient_sum(problem, step, factor, t, u);
+          }
+          scale_by(u, factor, problem.measured);
+          if (grad_y.data) {
+            store_rows<T>(problem, grad_y, b, h + r, 1, lines.at(r));
+          }
+          if (grad_mask.data) {
+            scale_by(t, factor, problem.measured);
+            add_mask_gradient(problem, step, incoming.at(r), xs.load(b, h + r), coding.at(r), t, u,
+                              mask_gradient_row<A>(problem, grad_mask, b, h + r));
+          }
+          negate(u, problem.measured);
         }
         if (grad_x.data) {
-          negate(u, problem.measured);
-          plus_adjoint(problem, incoming, coding, u, grad_xs.target(b, h));
+          plus_adjoint(problem, rows, incoming, coding, lines, grad_xs.target(b, h));
           grad_xs.store(b, h);
         }
       };
-    });
+    };
+    if (sums_samples(grad_mask)) {
+      for_rows_of_all_samples(problem, bytes, make);
+    } else {
+      for_rows(problem, bytes, rows_at_once<T>({grad, x, mask, grad_x}), make);
+    }
   });
 }
 
