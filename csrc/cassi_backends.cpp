@@ -1,9 +1,9 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <string>
 
+#include "backends.h"
 #include "cassi.h"
 #include "cpu/cassi.h"
 
@@ -61,22 +61,6 @@ void check_cpu(const Tensor& tensor) {
                     "; choose another backend or move them with .cpu()");
 }
 
-std::optional<Tensor> optional(const Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
-
-// Calls an op of lorun_cuda or lorun_triton, whose results are among its arguments.
-template <typename... Args>
-void call(string_view backend, const char* name, const Args&... args) {
-  const std::string full = "lorun_" + std::string(backend) + "::" + name;
-  const auto op = c10::Dispatcher::singleton().findSchema({full, ""});
-  TORCH_CHECK_VALUE(op.has_value(), "backend \"", backend, "\" has no op ", full,
-                    "; lorun_kernels.available_backends() says what is missing");
-  torch::jit::Stack stack;
-  torch::jit::push(stack, args...);
-  op->callBoxed(stack);
-}
-
 }  // namespace
 
 void forward(string_view backend, const Tensor& x, const Tensor& mask, IntArrayRef offsets, const Tensor& y) {
@@ -86,7 +70,7 @@ void forward(string_view backend, const Tensor& x, const Tensor& mask, IntArrayR
     check_cpu(x);
     cassi::cpu::forward(problem_of(x, offsets), cube_of(x), cube_of(mask), measurement_of(y, result));
   } else {
-    call(backend, "cassi_forward", x, mask, offsets, y);
+    call_raw_op(backend, "cassi_forward", x, mask, offsets, y);
   }
 }
 
@@ -98,7 +82,7 @@ void adjoint(string_view backend, const Tensor& y, const Tensor& mask, IntArrayR
     check_cpu(y);
     cassi::cpu::adjoint(problem_of(x, offsets), measurement_of(y), cube_of(mask), cube_of(x, result));
   } else {
-    call(backend, "cassi_adjoint", y, mask, offsets, x);
+    call_raw_op(backend, "cassi_adjoint", y, mask, offsets, x);
   }
 }
 
@@ -111,7 +95,7 @@ void mask_grad(string_view backend, const Tensor& x, const Tensor& y, IntArrayRe
     check_cpu(x);
     cassi::cpu::mask_grad(problem_of(x, offsets), cube_of(x), measurement_of(y), cube_of(grad_mask, result));
   } else {
-    call(backend, "cassi_mask_grad", x, y, offsets, grad_mask);
+    call_raw_op(backend, "cassi_mask_grad", x, y, offsets, grad_mask);
   }
 }
 
@@ -125,7 +109,7 @@ void step(string_view backend, const Tensor& x, const Tensor& y, const Tensor& m
     cassi::cpu::step(problem_of(x, offsets), step_of(hqs), cube_of(x), measurement_of(y), cube_of(mask),
                      operand(scale), scale.stride(0), cube_of(out, result), measurement_of(residual, result));
   } else {
-    call(backend, "cassi_step", x, y, mask, scale, offsets, hqs, out, optional(residual));
+    call_raw_op(backend, "cassi_step", x, y, mask, scale, offsets, hqs, out, optional(residual));
   }
 }
 
@@ -144,8 +128,8 @@ void step_backward(string_view backend, const Tensor& grad, const Tensor& residu
                               cube_of(grad_mask, result),
                               grad_scale.defined() ? result(grad_scale) : nullptr);
   } else {
-    call(backend, "cassi_step_backward", grad, optional(residual), optional(x), mask, scale, offsets, hqs,
-         optional(grad_x), optional(grad_y), optional(grad_mask), optional(grad_scale));
+    call_raw_op(backend, "cassi_step_backward", grad, optional(residual), optional(x), mask, scale, offsets,
+                hqs, optional(grad_x), optional(grad_y), optional(grad_mask), optional(grad_scale));
   }
 }
 

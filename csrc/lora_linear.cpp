@@ -3,11 +3,13 @@
 #include <torch/library.h>
 
 #include "lora.h"
+#include "lora_backends.h"
 
 namespace lorun {
 namespace {
 
 using at::Tensor;
+using std::string_view;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -28,24 +30,52 @@ Tensor merge_for(const Tensor& input, const Tensor& weight, const Tensor& up, co
   return merge(weight, up, down, scaling, at::MemoryFormat::Contiguous, input.scalar_type());
 }
 
+// (M, C) as an image of one row in channels_last: to the kernels a linear layer is a 1 x 1 convolution.
+Tensor image_of(const Tensor& rows) { return rows.t().unsqueeze(1).unsqueeze(0); }
+
+lora_backend::Convolution pointwise(double scaling) {
+  using Pair = c10::SymIntArrayRef;
+  return {Pair({1, 1}), Pair({0, 0}), Pair({1, 1}), /*groups=*/1, scaling};
+}
+
+Tensor kernel_of(const Tensor& weight) { return weight.unsqueeze(-1).unsqueeze(-1); }
+
+bool kernels_take(string_view backend, const Tensor& input, const Tensor& weight) {
+  return backend != "aten" && lora_backend::takes(backend, input, kernel_of(weight), /*groups=*/1);
+}
+
 Tensor lora_linear(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
-                   const std::optional<Tensor>& bias, double scaling) {
+                   const std::optional<Tensor>& bias, double scaling, string_view backend) {
   check_arguments(input, weight, up, down, bias);
+  if (kernels_take(backend, input, weight)) {
+    const Tensor rows = input.reshape({-1, weight.size(1)}).contiguous();
+    const Tensor output = at::empty({rows.size(0), weight.size(0)}, input.options());
+    lora_backend::forward(backend, pointwise(scaling), image_of(rows), std::nullopt, kernel_of(weight), up,
+                          down, bias, std::nullopt, "none", 0, image_of(output), {});
+    auto sizes = input.sizes().vec();
+    sizes.back() = weight.size(0);
+    return output.view(sizes);
+  }
   return at::linear(input, merge_for(input, weight, up, down, scaling), bias);
 }
 
 // output_mask is in the order of the results: input, weight, lora_up, lora_down, bias.
 Gradients lora_linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                const Tensor& up, const Tensor& down, double scaling,
-                               std::array<bool, 5> output_mask) {
+                               std::array<bool, 5> output_mask, string_view backend) {
   check_arguments(input, weight, up, down, std::nullopt);
   const NoAutocast guard;
   const auto [need_input, need_weight, need_up, need_down, need_bias] = output_mask;
-  const Tensor rows = input.reshape({-1, weight.size(1)});
-  const Tensor grad_rows = grad.reshape({-1, weight.size(0)});
+  const Tensor rows = input.reshape({-1, weight.size(1)}).contiguous();
+  const Tensor grad_rows = grad.reshape({-1, weight.size(0)}).contiguous();
   const auto dtype = weight.scalar_type();
   Tensor grad_input, grad_weight, grad_up, grad_down, grad_bias;
-  if (need_input) {
+  if (need_input && kernels_take(backend, input, weight)) {
+    grad_input = at::empty_like(rows);
+    lora_backend::grad_input_into(backend, pointwise(scaling), image_of(grad_rows), kernel_of(weight), up,
+                                  down, image_of(grad_input), {});
+    grad_input = grad_input.view(input.sizes());
+  } else if (need_input) {
     grad_input = at::mm(grad_rows, merge_for(input, weight, up, down, scaling)).view(input.sizes());
   }
   if (need_weight) {
@@ -68,22 +98,24 @@ Gradients lora_linear_backward(const Tensor& grad, const Tensor& input, const Te
 
 template <c10::DeviceType device>
 Tensor lora_linear_autocast(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
-                            const std::optional<Tensor>& bias, double scaling) {
+                            const std::optional<Tensor>& bias, double scaling, string_view backend) {
   static const auto op = find_op<decltype(lora_linear)>("lorun::lora_linear");
   const NoAutocast guard;
   const auto dtype = at::autocast::get_autocast_dtype(device);
   // The parameters stay as they are: W is merged in their precision and rounded once, and no copy is saved.
   return op.call(at::autocast::cached_cast(dtype, input, device), weight, up, down,
-                 at::autocast::cached_cast(dtype, bias, device), scaling);
+                 at::autocast::cached_cast(dtype, bias, device), scaling, backend);
 }
 
 class LoRALinear : public torch::autograd::Function<LoRALinear> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& up,
-                        const Tensor& down, const std::optional<Tensor>& bias, double scaling) {
+                        const Tensor& down, const std::optional<Tensor>& bias, double scaling,
+                        const std::string& backend) {
     static const auto op = find_op<decltype(lora_linear)>("lorun::lora_linear");
     at::AutoDispatchBelowAutograd below;
-    Tensor output = op.call(input, weight, up, down, bias, scaling);
+    Tensor output = op.call(input, weight, up, down, bias, scaling, backend);
+    ctx->saved_data["backend"] = backend;
     ctx->save_for_backward({input, weight, up, down});
     ctx->saved_data["scaling"] = scaling;
     ctx->saved_data["has_bias"] = bias.has_value();
@@ -99,29 +131,30 @@ class LoRALinear : public torch::autograd::Function<LoRALinear> {
     for (size_t i = 0; i < inputs; ++i) {
       mask[i] = ctx->needs_input_grad(i);
     }
-    auto [input, weight, up, down, bias] = op.call(grads[0], saved[0], saved[1], saved[2], saved[3],
-                                                   ctx->saved_data["scaling"].toDouble(), mask);
-    return {input, weight, up, down, bias, Tensor()};
+    auto [input, weight, up, down, bias] =
+        op.call(grads[0], saved[0], saved[1], saved[2], saved[3], ctx->saved_data["scaling"].toDouble(), mask,
+                ctx->saved_data["backend"].toStringView());
+    return {input, weight, up, down, bias, Tensor(), Tensor()};
   }
 };
 
 Tensor lora_linear_autograd(const Tensor& input, const Tensor& weight, const Tensor& up, const Tensor& down,
-                            const std::optional<Tensor>& bias, double scaling) {
+                            const std::optional<Tensor>& bias, double scaling, string_view backend) {
   static const auto op = find_op<decltype(lora_linear)>("lorun::lora_linear");
   if (!needs_grad({input, weight, up, down, bias.value_or(Tensor())})) {
     at::AutoDispatchBelowAutograd below;
-    return op.call(input, weight, up, down, bias, scaling);
+    return op.call(input, weight, up, down, bias, scaling, backend);
   }
-  return LoRALinear::apply(input, weight, up, down, bias, scaling);
+  return LoRALinear::apply(input, weight, up, down, bias, scaling, std::string(backend));
 }
 
 Gradients lora_linear_backward_autograd(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                         const Tensor& up, const Tensor& down, double scaling,
-                                        std::array<bool, 5> output_mask) {
+                                        std::array<bool, 5> output_mask, string_view backend) {
   static const auto op = find_op<decltype(lora_linear_backward)>("lorun::lora_linear_backward");
   refuse_second_order(kName, {grad, input, weight, up, down});
   at::AutoDispatchBelowAutograd below;
-  return op.call(grad, input, weight, up, down, scaling, output_mask);
+  return op.call(grad, input, weight, up, down, scaling, output_mask, backend);
 }
 
 }  // namespace
@@ -129,11 +162,11 @@ Gradients lora_linear_backward_autograd(const Tensor& grad, const Tensor& input,
 TORCH_LIBRARY_FRAGMENT(lorun, m) {
   m.def(
       "lora_linear(Tensor input, Tensor weight, Tensor lora_up, Tensor lora_down, Tensor? bias, float "
-      "scaling)"
-      " -> Tensor");
+      "scaling, str backend=\"aten\") -> Tensor");
   m.def(
       "lora_linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor lora_up, Tensor lora_down,"
-      " float scaling, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      " float scaling, bool[5] output_mask, str backend=\"aten\") -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(lorun, CompositeExplicitAutograd, m) {

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "lora.h"
+#include "lora_backends.h"
 
 namespace lorun {
 namespace {
@@ -102,6 +103,10 @@ Tensor merge(const Tensor& weight, const Tensor& up, const Tensor& down, double 
   const NoAutocast guard;
   if (weight.is_cpu()) {
     return cpu::merge(weight, up, down, scaling, layout, dtype);
+  }
+  const Tensor merged = lora_backend::merge(weight, up, down, scaling, layout, dtype);
+  if (merged.defined()) {
+    return merged;
   }
   const Tensor delta = at::mm(up, down).view(weight.sizes());
   return at::add(weight, delta, scaling)

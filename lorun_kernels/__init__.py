@@ -13,7 +13,7 @@ from lorun_kernels.cassi import (
     shift,
     unshift,
 )
-from lorun_kernels.lora_conv import lora_conv2d
+from lorun_kernels.lora_conv import lora_conv2d, lora_conv2d_act
 from lorun_kernels.lora_linear import lora_linear
 from lorun_kernels.lora_merge import merge_lora
 from lorun_kernels.modules import FusedLoRAConv2d, FusedLoRALinear
@@ -31,6 +31,7 @@ __all__ = [
     "cassi_pgd_step",
     "cassi_pgd_step_",
     "lora_conv2d",
+    "lora_conv2d_act",
     "lora_linear",
     "merge_lora",
     "shift",

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from lorun_kernels._extension import cuda_missing_reason
 
-NAMES = ("cpu", "cuda", "triton", "reference")
+NAMES = ("cpu", "cuda", "triton", "aten", "reference")
 
 # The default for CASSI ops: on each device type, backends in order with the largest cube, in elements, up to
 # which each is the fastest. The CPU row is measured by benchmarks/test_backends.py; the CUDA row waits for
@@ -19,6 +20,11 @@ CASSI_DEFAULTS = {
     "cpu": [("cpu", float("inf"))],
     "cuda": [("cuda", float("inf")), ("triton", float("inf")), ("reference", float("inf"))],
 }
+
+# The default for low-rank convolutions on a GPU in half precision: the first row that fits, (kernel size,
+# Cin, Cout, most input pixels N * H * W, backend), where None fits everything. A row is added when
+# benchmarks/run_gpu.sh has shown that it pays; until then W is merged and cuDNN convolves.
+LORA_DEFAULTS: list[tuple[int | None, int | None, int | None, float, str]] = []
 
 
 def _triton_missing_reason() -> str | None:
@@ -30,7 +36,8 @@ def _triton_missing_reason() -> str | None:
 def available_backends() -> dict[str, str | None]:
     """Every backend's name, with None where it can run here and otherwise the reason why it cannot.
 
-    `cpu` and `reference` always can. A backend that can run refuses tensors on a device that is not its own.
+    `cpu`, `aten` and `reference` always can. For the CASSI ops, a backend that can run refuses tensors on a
+    device that is not its own.
     """
     return {name: _missing_reason(name) for name in NAMES}
 
@@ -53,9 +60,13 @@ def _check_name(source: str, name: str) -> None:
 def _load(name: str) -> None:
     """Register a backend's ops. Importing Triton takes a second, so it waits until it is wanted."""
     if name == "triton":
-        import lorun_kernels.triton.cassi  # noqa: F401
+        from lorun_kernels.triton import load
+
+        load()
 
 
+# Triton's kernels run on tensors of the CPU then.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _forced: str | None = os.environ.get("LORUN_BACKEND") or None
 
 
@@ -65,11 +76,15 @@ def use_backend(name: str) -> Iterator[None]:
 
     A backward pass uses the backend of its forward pass wherever it is called. The choice holds for the whole
     process, all threads; the environment variable LORUN_BACKEND, read at import, makes it from the start. A
-    compiled function is compiled anew where the choice has changed. The low-rank ops run through ATen on
-    every device: "reference" changes them to plain PyTorch, other names leave them as they are.
+    compiled function is compiled anew where the choice has changed.
+
+    The low-rank ops run through ATen's convolution on the merged weight (oneDNN, cuDNN) unless "cuda" or
+    "triton" is chosen, here or by default, and has a kernel: for a tensor on a GPU in float32, bfloat16 or
+    float16 that is not empty, and groups of 1 or of one channel each.
 
     Args:
-        name: "cpu" (C++), "cuda" (CUDA C++), "triton" or "reference" (plain PyTorch on any device).
+        name: "cpu" (C++), "cuda" (CUDA C++), "triton", "aten" (the merged weight through ATen; CASSI ops as
+            "reference") or "reference" (plain PyTorch on any device).
 
     Raises:
         ValueError: an unknown name, or a backend that cannot run here; the message says why.
@@ -91,11 +106,32 @@ def uses_reference() -> bool:
 def cassi_backend(cube: Tensor) -> str:
     """The backend for a CASSI op whose largest tensor is `cube`."""
     if _forced is not None:
-        return _forced
+        return "reference" if _forced == "aten" else _forced
     for name, most in _usable(cube.device.type):
         if cube.numel() <= most:
             return name
     return "reference"
+
+
+def lora_backend(input: Tensor, weight: Tensor) -> str:
+    """The backend for a low-rank layer: "aten" or one with kernels for GPUs."""
+    if _forced is not None:
+        interpreted = _forced == "triton" and _INTERPRETED
+        return _forced if _forced in ("cuda", "triton") and (input.is_cuda or interpreted) else "aten"
+    return _measured_lora_backend(input, weight) if LORA_DEFAULTS and input.is_cuda else "aten"
+
+
+def _measured_lora_backend(input: Tensor, weight: Tensor) -> str:
+    if weight.dim() != 4 or input.dtype not in (torch.bfloat16, torch.float16):
+        return "aten"
+    out_channels, in_channels, size, _ = weight.shape
+    pixels = input.numel() / in_channels
+    for row_size, row_in, row_out, most, name in LORA_DEFAULTS:
+        fits = row_size in (None, size) and row_in in (None, in_channels) and row_out in (None, out_channels)
+        if fits and pixels <= most and _missing_reason(name) is None:
+            _load(name)
+            return name
+    return "aten"
 
 
 _usable_backends: dict[str, list[tuple[str, float]]] = {}

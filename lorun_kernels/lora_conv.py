@@ -12,22 +12,53 @@ from lorun_kernels import reference
 from lorun_kernels._checks import check_input, check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels._vmap import loop_rule
-from lorun_kernels.backends import uses_reference
+from lorun_kernels.backends import lora_backend, uses_reference
 
 _op = torch.ops.lorun.lora_conv2d.default
+_preactivation_op = torch.ops.lorun.lora_conv2d_preactivation.default
 _backward_op = torch.ops.lorun.lora_conv2d_backward.default
 _aten_convolution = torch.ops.aten.convolution.default
 _aten_convolution_backward = torch.ops.aten.convolution_backward.default
 
+ACTIVATIONS = (None, "relu", "gelu", "leaky_relu")
+
+
+def _batched(image: Tensor | None) -> Tensor | None:
+    return image.unsqueeze(0) if image is not None and image.dim() == 3 else image
+
 
 @torch.library.register_fake("lorun::lora_conv2d")
 def _lora_conv2d_fake(
-    input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form
+    input,
+    weight,
+    lora_up,
+    lora_down,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    scaling,
+    form,
+    input2=None,
+    residual=None,
+    activation="none",
+    slope=0.01,
+    backend="aten",
+    merged=None,
 ):
-    batch = input.unsqueeze(0) if input.dim() == 3 else input
-    merged = weight.to(input.dtype)
-    output = _aten_convolution(batch, merged, bias, stride, padding, dilation, False, [0, 0], groups)
+    batch = _batched(input)
+    if input2 is not None:
+        batch = torch.cat([batch, _batched(input2)], 1)
+    weight = weight.to(input.dtype)
+    output = _aten_convolution(batch, weight, bias, stride, padding, dilation, False, [0, 0], groups)
     return output.squeeze(0) if input.dim() == 3 else output
+
+
+@torch.library.register_fake("lorun::lora_conv2d_preactivation")
+def _lora_conv2d_preactivation_fake(*args):
+    output = _lora_conv2d_fake(*args)
+    return output, torch.empty_like(output)
 
 
 @torch.library.register_fake("lorun::lora_conv2d_backward")
@@ -44,12 +75,15 @@ def _lora_conv2d_backward_fake(
     scaling,
     form,
     output_mask,
+    input2=None,
+    backend="aten",
 ):
-    unbatched = input.dim() == 3
-    need_input, need_weight, need_up, need_down, need_bias = output_mask
-    grad_input, grad_merged, grad_bias = _aten_convolution_backward(
-        grad.unsqueeze(0) if unbatched else grad,
-        input.unsqueeze(0) if unbatched else input,
+    need_input, need_weight, need_up, need_down, need_bias, need_input2 = output_mask
+    batch, batch2 = _batched(input), _batched(input2)
+    both = batch if input2 is None else torch.cat([batch, batch2], 1)
+    grad_both, _, grad_bias = _aten_convolution_backward(
+        _batched(grad),
+        both,
         weight.to(input.dtype),
         [weight.shape[0]],
         stride,
@@ -58,21 +92,33 @@ def _lora_conv2d_backward_fake(
         False,
         [0, 0],
         groups,
-        [need_input, need_weight or need_up or need_down, need_bias],
+        [need_input or need_input2, False, need_bias],
     )
+
+    def like(image, wanted):
+        if not wanted:
+            return None
+        channels = image.shape[-3]
+        part = grad_both if input2 is None else torch.empty_like(grad_both[:, :channels])
+        return part.squeeze(0) if input.dim() == 3 else part
+
     return (
-        grad_input.squeeze(0) if need_input and unbatched else grad_input,
-        grad_merged.to(weight.dtype) if need_weight else None,
+        like(input, need_input),
+        torch.empty_like(weight) if need_weight else None,
         torch.empty_like(lora_up) if need_up else None,
         torch.empty_like(lora_down) if need_down else None,
         grad_bias,
+        like(input2, need_input2),
     )
 
 
 def _lora_conv2d_vmap(info, in_dims, input, *args):
-    if in_dims[0] is None or any(isinstance(dim, int) for dim in in_dims[1:5]):
+    if in_dims[0] is None or any(isinstance(dim, int) for dim in in_dims[1:]):
         return _lora_conv2d_loop(info, in_dims, input, *args)
     batch = input.movedim(in_dims[0], 0)
+    if any(isinstance(arg, Tensor) for arg in args[10:]):
+        # A second input or a residual that the samples share has no batch of its own to fold into.
+        return _lora_conv2d_loop(info, in_dims, input, *args)
     if batch.dim() == 4:
         return _op(batch, *args), 0
     return _op(batch.flatten(0, 1), *args).unflatten(0, batch.shape[:2]), 0
@@ -80,6 +126,7 @@ def _lora_conv2d_vmap(info, in_dims, input, *args):
 
 _lora_conv2d_loop = loop_rule(_op)
 torch.library.register_vmap("lorun::lora_conv2d", _lora_conv2d_vmap)
+torch.library.register_vmap("lorun::lora_conv2d_preactivation", loop_rule(_preactivation_op))
 torch.library.register_vmap("lorun::lora_conv2d_backward", loop_rule(_backward_op))
 
 
@@ -162,8 +209,94 @@ def lora_conv2d(
         input, padding = resolve_padding(input, weight, stride, padding, dilation)
     else:
         padding = _pair("padding", padding, 0)
+    args = (input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form)
     if uses_reference():
-        return reference.lora_conv2d(
-            input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form
+        return reference.lora_conv2d(*args)
+    return _op(*args, backend=lora_backend(input, weight))
+
+
+def activation_name(activation: str | None) -> str:
+    """As the ops name it; refuses what they do not know."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"lora_conv2d: activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}"
         )
-    return _op(input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form)
+    return activation or "none"
+
+
+def lora_conv2d_act(
+    input: Tensor,
+    weight: Tensor,
+    lora_up: Tensor,
+    lora_down: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    scaling: float = 1.0,
+    form: str = "reshape",
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    input2: Tensor | None = None,
+) -> Tensor:
+    """``activation(lora_conv2d(cat([input, input2], 1), ...)) + residual``, in one kernel where there is one.
+
+    The GPU kernels read the second input where it lies and apply bias, activation and residual before the
+    result is stored: each would otherwise be a pass over memory that costs what the convolution does. Through
+    ATen it is the same function in several passes. Autograd keeps what the activation was given, besides what
+    :func:`lora_conv2d` keeps, and never the concatenation.
+
+    Args:
+        input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form: as in
+            :func:`lora_conv2d`; the channels of `input` and `input2` together are Cin.
+        activation: None, ``"relu"``, ``"gelu"`` (the exact one, ``F.gelu(x)``) or ``"leaky_relu"``.
+        negative_slope: of the leaky ReLU.
+        residual: in the shape, dtype and device of the result, or None.
+        input2: in the shape of `input` except in its channels, or None.
+
+    Returns:
+        As :func:`lora_conv2d`.
+
+    Raises:
+        ValueError, TypeError: as :func:`lora_conv2d`, and for what is said of these arguments above.
+    """
+    check_tensors("lora_conv2d", weight=weight, lora_up=lora_up, lora_down=lora_down)
+    check_input("lora_conv2d", input, weight)
+    check_images(residual=residual, input2=input2)
+    name = activation_name(activation)
+    stride = _pair("stride", stride, 1)
+    dilation = _pair("dilation", dilation, 1)
+    if isinstance(padding, str):
+        input, input2, padding = resolve_padding_of_both(input, input2, weight, stride, padding, dilation)
+    else:
+        padding = _pair("padding", padding, 0)
+    args = (input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form)
+    if uses_reference():
+        return reference.lora_conv2d_act(
+            *args, activation=activation, negative_slope=negative_slope, residual=residual, input2=input2
+        )
+    return _op(*args, input2, residual, name, negative_slope, lora_backend(input, weight))
+
+
+def check_images(**images: Tensor | None) -> None:
+    for name, image in images.items():
+        if image is not None and not isinstance(image, Tensor):
+            raise TypeError(f"lora_conv2d: {name} must be a torch.Tensor or None, got {type(image).__name__}")
+
+
+def resolve_padding_of_both(
+    input: Tensor,
+    input2: Tensor | None,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor | None, list[int]]:
+    """`resolve_padding` for two inputs that count as one."""
+    if input2 is not None:
+        input2, _ = resolve_padding(input2, weight, stride, padding, dilation)
+    input, pair = resolve_padding(input, weight, stride, padding, dilation)
+    return input, input2, pair

@@ -9,18 +9,18 @@ from lorun_kernels import reference
 from lorun_kernels._checks import check_input, check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels._vmap import loop_rule
-from lorun_kernels.backends import uses_reference
+from lorun_kernels.backends import lora_backend, uses_reference
 
 _op = torch.ops.lorun.lora_linear.default
 
 
 @torch.library.register_fake("lorun::lora_linear")
-def _lora_linear_fake(input, weight, lora_up, lora_down, bias, scaling):
+def _lora_linear_fake(input, weight, lora_up, lora_down, bias, scaling, backend="aten"):
     return input.new_empty([*input.shape[:-1], weight.shape[0]])
 
 
 @torch.library.register_fake("lorun::lora_linear_backward")
-def _lora_linear_backward_fake(grad, input, weight, lora_up, lora_down, scaling, output_mask):
+def _lora_linear_backward_fake(grad, input, weight, lora_up, lora_down, scaling, output_mask, backend="aten"):
     need_input, need_weight, need_up, need_down, need_bias = output_mask
     return (
         input.new_empty(input.shape) if need_input else None,
@@ -81,4 +81,4 @@ def lora_linear(
     check_input("lora_linear", input, weight)
     if uses_reference():
         return reference.lora_linear(input, weight, lora_up, lora_down, bias, scaling)
-    return _op(input, weight, lora_up, lora_down, bias, scaling)
+    return _op(input, weight, lora_up, lora_down, bias, scaling, lora_backend(input, weight))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lorun_kernels import reference
 from lorun_kernels._checks import check_input
-from lorun_kernels.backends import uses_reference
-from lorun_kernels.lora_conv import resolve_padding
+from lorun_kernels.backends import lora_backend, uses_reference
+from lorun_kernels.lora_conv import activation_name, check_images, resolve_padding_of_both
 from lorun_kernels.lora_linear import lora_linear
 from lorun_kernels.lora_merge import merge_lora
 
@@ -50,6 +50,9 @@ class _Adapted(nn.Module):
     lora_up: nn.Parameter | None
     lora_down: nn.Parameter | None
     lora_delta: nn.Parameter | None
+
+    # W as `StageWeights` has merged it for the running stage, or None: each call then merges it.
+    stage_weight: Tensor | None = None
 
     def _add_adapter(self, up: tuple[int, int] | None, down: tuple[int, int] | None, like: Tensor) -> None:
         """Add an adapter of these shapes, or a full additive weight where they are None."""
@@ -108,6 +111,9 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
             (Eq. 12 of arXiv 2602.18697), and at most the bound above.
         form: ``"reshape"`` (Eq. 4) or ``"factored"``; :func:`lorun_kernels.lora_conv2d` gives the shapes.
         scaling: any float; multiplies the product of the factors.
+        activation: None, ``"relu"``, ``"gelu"`` or ``"leaky_relu"``, applied to the result; a residual that
+            `forward` is given is added after it (:func:`lorun_kernels.lora_conv2d_act`).
+        negative_slope: of the leaky ReLU.
 
     A grouped layer (a depthwise one, say) whose Eq. 4 adapter would be no smaller than its weight gets a full
     additive weight instead, `lora_delta`, zero at the start; `rank`, `lora_up` and `lora_down` are then None.
@@ -135,6 +141,8 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
         gamma: float = 10,
         form: str = "reshape",
         scaling: float = 1.0,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> None:
         super().__init__(
             in_channels,
@@ -153,6 +161,9 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
             raise ValueError(f"FusedLoRAConv2d: form must be one of {FORMS}, got {form!r}")
         self.form = form
         self.scaling = scaling
+        activation_name(activation)
+        self.activation = activation
+        self.negative_slope = negative_slope
         largest = min(out_channels // groups, in_channels)
         self.rank = _choose_rank("FusedLoRAConv2d", in_channels, out_channels, largest, rank, gamma)
         up, down = self._adapter_shapes()
@@ -177,6 +188,8 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
         gamma: float = 10,
         form: str = "reshape",
         scaling: float = 1.0,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         freeze: bool = True,
     ) -> FusedLoRAConv2d:
         """Adapt `conv` without copying it: the result holds conv's own `weight` and `bias` Parameters.
@@ -204,27 +217,32 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
             gamma=gamma,
             form=form,
             scaling=scaling,
+            activation=activation,
+            negative_slope=negative_slope,
         )
         return _share(layer, conv, freeze)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, form={self.form!r}"
+        activation = "" if self.activation is None else f", activation={self.activation!r}"
+        return f"{super().extra_repr()}, form={self.form!r}{activation}"
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, input2: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """``activation(conv(cat([input, input2], 1))) + residual``; see `lorun_kernels.lora_conv2d_act`."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input, input2 = self._pad(input), None if input2 is None else self._pad(input2)
             padding = (0, 0)
         if self.rank is None:
-            weight = self.merged_weight()
-            return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
-        # nn.Conv2d has checked every argument but the input: a call needs no more Python than this.
+            return self._full_forward(input, padding, input2, residual)
+        # nn.Conv2d has checked every argument but the images: a call needs no more Python than this.
         weight = self.weight
         check_input("lora_conv2d", input, weight)
+        check_images(input2=input2, residual=residual)
         if isinstance(padding, str):
-            input, padding = resolve_padding(input, weight, self.stride, padding, self.dilation)
-        op = reference.lora_conv2d if uses_reference() else torch.ops.lorun.lora_conv2d.default
-        return op(
+            input, input2, padding = resolve_padding_of_both(
+                input, input2, weight, self.stride, padding, self.dilation
+            )
+        args = (
             input,
             weight,
             self.lora_up,
@@ -237,6 +255,34 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
             self.scaling,
             self.form,
         )
+        if uses_reference():
+            return reference.lora_conv2d_act(
+                *args,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
+                input2=input2,
+            )
+        return torch.ops.lorun.lora_conv2d.default(
+            *args,
+            input2,
+            residual,
+            self.activation or "none",
+            self.negative_slope,
+            lora_backend(input, weight),
+            self.stage_weight,
+        )
+
+    def _pad(self, image: Tensor) -> Tensor:
+        return F.pad(image, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+
+    def _full_forward(self, input: Tensor, padding, input2: Tensor | None, residual: Tensor | None) -> Tensor:
+        both = input if input2 is None else torch.cat([input, input2], -3)
+        output = F.conv2d(
+            both, self.merged_weight(), self.bias, self.stride, padding, self.dilation, self.groups
+        )
+        output = reference.activate(output, self.activation, self.negative_slope)
+        return output if residual is None else output + residual
 
 
 class FusedLoRALinear(_Adapted, nn.Linear):

@@ -40,6 +40,27 @@ def lora_conv2d(
     return F.conv2d(input, merged, bias, stride, padding, dilation, groups)
 
 
+def activate(z: Tensor, activation: str | None, negative_slope: float = 0.01) -> Tensor:
+    if activation is None:
+        return z
+    if activation == "leaky_relu":
+        return F.leaky_relu(z, negative_slope)
+    return {"relu": F.relu, "gelu": F.gelu}[activation](z)
+
+
+def lora_conv2d_act(
+    input: Tensor,
+    *args,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    input2: Tensor | None = None,
+) -> Tensor:
+    both = input if input2 is None else torch.cat([input, input2], -3)
+    output = activate(lora_conv2d(both, *args), activation, negative_slope)
+    return output if residual is None else output + residual
+
+
 def lora_linear(
     input: Tensor,
     weight: Tensor,

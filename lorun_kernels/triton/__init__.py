@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 
@@ -15,3 +16,9 @@ def missing_reason() -> str | None:
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton needs a CUDA GPU, and torch sees none; set TRITON_INTERPRET=1 to interpret its kernels"
     return None
+
+
+def load() -> None:
+    """Register the ops of lorun_triton."""
+    for family in ("cassi",):
+        importlib.import_module(f"{__name__}.{family}")

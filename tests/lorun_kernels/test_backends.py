@@ -21,7 +21,7 @@ def run(script: str, **environment) -> subprocess.CompletedProcess:
 
 def test_every_backend_can_run_or_says_in_a_sentence_why_not():
     available = lk.available_backends()
-    assert set(available) == {"cpu", "cuda", "triton", "reference"}
+    assert set(available) == {"cpu", "cuda", "triton", "aten", "reference"}
     assert available["cpu"] is None and available["reference"] is None
     for name in ("cuda", "triton"):
         assert available[name] is None or len(available[name].split()) > 3
@@ -39,7 +39,7 @@ def test_use_backend_is_undone_also_by_an_error():
 
 
 def test_use_backend_refuses_what_it_does_not_know():
-    message = "must be one of cpu, cuda, triton, reference, got 'gpu'"
+    message = "must be one of cpu, cuda, triton, aten, reference, got 'gpu'"
     with pytest.raises(ValueError, match=message), lk.use_backend("gpu"):
         pass
 

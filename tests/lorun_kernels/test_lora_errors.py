@@ -119,7 +119,7 @@ def test_merge_lora_refuses_by_name(shapes, form, message):
 @pytest.mark.parametrize("position", range(6))
 def test_the_backward_op_called_directly_with_any_shape_raises_and_never_crashes(shape, position):
     args = [torch.randn(s) for s in [(2, 6, 5, 5), *list(OPERANDS.values())[:4]]]
-    options = [[1, 1], [0, 0], [1, 1], 1, 1.0, "reshape", [True] * 5]
+    options = [[1, 1], [0, 0], [1, 1], 1, 1.0, "reshape", [True] * 6]
     if position < 5 and args[position].shape != shape:
         args[position] = torch.randn(shape)
         with pytest.raises((ValueError, TypeError, RuntimeError)):
