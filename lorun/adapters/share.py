@@ -4,21 +4,26 @@ import copy
 
 from torch import nn
 
+from lorun.denoisers.conv import ConvAct
 from lorun_kernels import FusedLoRAConv2d, FusedLoRALinear
 
 
 def adapted_view(base: nn.Module, gamma: float = 10, form: str = "reshape") -> nn.Module:
     """A module that computes as `base` does, shares all of its parameters, and adapts its layers.
 
-    Every nn.Conv2d and nn.Linear becomes a FusedLoRAConv2d or FusedLoRALinear on the same weight, with an
-    adapter of its own of the rank of Eq. 12. The caller freezes the base.
+    Every nn.Conv2d, ConvAct and nn.Linear becomes a FusedLoRAConv2d or FusedLoRALinear on the same weight,
+    with an adapter of its own of the rank of Eq. 12. The caller freezes the base.
     """
     shared = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
     view = copy.deepcopy(base, memo=shared)
     for parent in list(view.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Conv2d:
-                setattr(parent, name, FusedLoRAConv2d.from_conv(child, gamma=gamma, form=form, freeze=False))
+            if type(child) in (nn.Conv2d, ConvAct):
+                activation = getattr(child, "activation", None)
+                adapted = FusedLoRAConv2d.from_conv(
+                    child, gamma=gamma, form=form, activation=activation, freeze=False
+                )
+                setattr(parent, name, adapted)
             elif type(child) is nn.Linear:
                 setattr(parent, name, FusedLoRALinear.from_linear(child, gamma=gamma, freeze=False))
     return view

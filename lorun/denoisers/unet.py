@@ -4,19 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorun.denoisers.conv import ConvAct
+
 
 class UNetLevel(nn.Module):
     """One convolution to `out_channels`, then a residual block of two; all 3x3 with GELU."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.entry = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.first = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.entry = ConvAct(in_channels, out_channels, 3, "gelu")
+        self.first = ConvAct(out_channels, out_channels, 3, "gelu")
+        self.second = ConvAct(out_channels, out_channels, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.gelu(self.entry(x))
-        return h + self.second(F.gelu(self.first(h)))
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """`skip` counts as further channels of x."""
+        h = self.entry(x, skip)
+        return self.second(self.first(h), residual=h)
 
 
 class UNet(nn.Module):
@@ -43,7 +46,7 @@ class UNet(nn.Module):
         self.bottom = UNetLevel(2 * width, 4 * width)
         self.decoder2 = UNetLevel(4 * width + 2 * width, 2 * width)
         self.decoder1 = UNetLevel(2 * width + width, width)
-        self.last = nn.Conv2d(width, channels, 1)
+        self.last = ConvAct(width, channels, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.to(memory_format=torch.channels_last)
@@ -53,17 +56,17 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         padding = (0, -width % self.downscale, 0, -height % self.downscale)
         image = F.pad(x, padding, mode="replicate") if any(padding) else x
-        return x + self._residual(image, noise_level)[..., :height, :width]
+        return self._denoise(image, noise_level)[..., :height, :width]
 
-    def _residual(self, x: Tensor, noise_level: Tensor | float) -> Tensor:
+    def _denoise(self, x: Tensor, noise_level: Tensor | float) -> Tensor:
         level = torch.as_tensor(noise_level, dtype=x.dtype, device=x.device)
         level_map = level.reshape(-1, 1, 1, 1).expand(x.shape[0], 1, *x.shape[-2:])
         h1 = self.encoder1(torch.cat([x, level_map], 1).contiguous(memory_format=torch.channels_last))
         h2 = self.encoder2(F.avg_pool2d(h1, 2))
         h = self.bottom(F.avg_pool2d(h2, 2))
-        h = self.decoder2(torch.cat([_double(h), h2], 1))
-        h = self.decoder1(torch.cat([_double(h), h1], 1))
-        return self.last(h)
+        h = self.decoder2(_double(h), h2)
+        h = self.decoder1(_double(h), h1)
+        return self.last(h, residual=x)
 
 
 def _double(x: Tensor) -> Tensor:
