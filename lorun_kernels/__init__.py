@@ -17,10 +17,12 @@ from lorun_kernels.lora_conv import lora_conv2d, lora_conv2d_act
 from lorun_kernels.lora_linear import lora_linear
 from lorun_kernels.lora_merge import merge_lora
 from lorun_kernels.modules import FusedLoRAConv2d, FusedLoRALinear
+from lorun_kernels.stage_weights import StageWeights
 
 __all__ = [
     "FusedLoRAConv2d",
     "FusedLoRALinear",
+    "StageWeights",
     "available_backends",
     "build_info",
     "cassi_adjoint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -119,6 +119,18 @@ def lora_backend(input: Tensor, weight: Tensor) -> str:
         interpreted = _forced == "triton" and _INTERPRETED
         return _forced if _forced in ("cuda", "triton") and (input.is_cuda or interpreted) else "aten"
     return _measured_lora_backend(input, weight) if LORA_DEFAULTS and input.is_cuda else "aten"
+
+
+def stage_merge_op(tensor: Tensor) -> Callable | None:
+    """The op that merges a whole stage in one launch, or None where layers are merged one by one."""
+    interpreted = _forced == "triton" and _INTERPRETED
+    if not (tensor.is_cuda or interpreted) or tensor.dtype == torch.float64:
+        return None
+    for name in (_forced,) if _forced in ("cuda", "triton") else ("cuda", "triton"):
+        if _missing_reason(name) is None:
+            _load(name)
+            return getattr(torch.ops, f"lorun_{name}").lora_merge_stage.default
+    return None
 
 
 def _measured_lora_backend(input: Tensor, weight: Tensor) -> str:

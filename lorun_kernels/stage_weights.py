@@ -1,0 +1,158 @@
+"""All adapters of a K-stage network in one stack, and one launch that merges those of a stage."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lorun_kernels.backends import stage_merge_op
+from lorun_kernels.lora_merge import merge_lora
+from lorun_kernels.modules import FusedLoRAConv2d
+
+
+def _adapted_layers(stage: nn.Module) -> list[FusedLoRAConv2d]:
+    layers = [layer for layer in stage.modules() if isinstance(layer, FusedLoRAConv2d)]
+    return [layer for layer in layers if layer.rank is not None]
+
+
+def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
+    if not stages or not stages[0]:
+        raise ValueError("StageWeights: expected at least one stage with a FusedLoRAConv2d of some rank")
+    for number, layers in enumerate(stages):
+        if len(layers) != len(stages[0]):
+            raise ValueError(
+                f"StageWeights: stage {number} has {len(layers)} adapted convolutions, stage 0 has "
+                f"{len(stages[0])}; every stage must adapt the same layers"
+            )
+        for index, (layer, first) in enumerate(zip(layers, stages[0], strict=True)):
+            same = layer.weight is first.weight and layer.scaling == first.scaling
+            if not same or layer.lora_up.shape != first.lora_up.shape or layer.form != first.form:
+                raise ValueError(
+                    f"StageWeights: layer {index} of stage {number} must share its weight with stage 0 and "
+                    "have the same rank, form and scaling; make the stages with FusedLoRAConv2d.from_conv"
+                )
+    kinds = {(tensor.dtype, tensor.device) for layer in stages[0] for tensor in _parts(layer)}
+    if len(kinds) > 1:
+        raise ValueError(f"StageWeights: all layers must have one dtype and device, got {kinds}")
+
+
+def _parts(layer: FusedLoRAConv2d) -> tuple[Tensor, Tensor, Tensor]:
+    return layer.weight, layer.lora_up, layer.lora_down
+
+
+class StageWeights:
+    """The adapters of a K-stage network in one stack, merged stage by stage into one reused scratch.
+
+    A network that shares one denoiser merges a hundred small weights a pass, one launch each. Here a stage
+    takes one launch, and its layers then read W from a scratch of one stage's weights:
+
+        stages = lk.StageWeights(network.denoisers)
+        for k, denoiser in enumerate(network.denoisers):
+            with stages.stage(k):
+                x = denoiser(x, noise_level)
+
+    Every `lora_up` and `lora_down` stays the Parameter it was, of the same name and optimizer; its memory
+    becomes a part of the stack. Loading other adapters writes there, so that a captured CUDA graph replays
+    with them. In training the forward pass reads the scratch, and a layer's backward pass merges W for
+    itself: nothing is kept per stage. Not for threads that run different stages of one network at a time.
+
+    Args:
+        stages: K modules whose :class:`FusedLoRAConv2d` layers, in order, share their base weights.
+            Linear layers and full additive weights are left as they are.
+        dtype: the type that the layers are called in, such as the one of autocast; default: the parameters'.
+
+    Attributes:
+        scratch: the merged weights of one stage, one-dimensional.
+        ups, downs: (K, elements), the stacked factors.
+
+    Raises:
+        ValueError: stages that do not share their layers.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
+        self._stages = [_adapted_layers(stage) for stage in stages]
+        _check_alike(self._stages)
+        self._dtype = dtype
+        self._stack()
+
+    def _stack(self) -> None:
+        """Move every factor into the stack, and lay out the scratch."""
+        first = self._stages[0]
+        self.ups, self.downs = self._stacked("lora_up"), self._stacked("lora_down")
+        sizes = [layer.weight.numel() for layer in first]
+        weight = first[0].weight
+        self.scratch = torch.empty(sum(sizes), device=weight.device, dtype=self._dtype or weight.dtype)
+        self._views = [
+            part.view(layer.weight.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+            for part, layer in zip(self.scratch.split(sizes), first, strict=True)
+        ]
+        self._largest = max(sizes)
+        self._table = self._make_table()
+        self._addresses = [self._addresses_of(layers) for layers in self._stages]
+
+    @torch.no_grad()
+    def _stacked(self, name: str) -> Tensor:
+        """Give one factor of every layer the memory of a new stack, (K, elements)."""
+        stack = torch.stack(
+            [torch.cat([getattr(layer, name).flatten() for layer in layers]) for layers in self._stages]
+        )
+        for row, layers in zip(stack, self._stages, strict=True):
+            factors = [getattr(layer, name) for layer in layers]
+            parts = row.split([factor.numel() for factor in factors])
+            for factor, part in zip(factors, parts, strict=True):
+                factor.data = part.view(factor.shape)
+        return stack
+
+    def _make_table(self) -> Tensor:
+        """What the grouped kernel reads of each layer, 16 numbers a row: see `lora_merge_stage`."""
+        rows, offsets = [], [0, 0, 0]
+        for layer in self._stages[0]:
+            weight, up, down = _parts(layer)
+            scaling = struct.unpack("<i", struct.pack("<f", layer.scaling))[0]
+            rows.append(
+                [weight.data_ptr(), *weight.stride(), down.shape[0], down.shape[1], *weight.shape, *offsets]
+                + [scaling, 0]
+            )
+            for index, part in enumerate((up, down, weight)):
+                offsets[index] += part.numel()
+        return torch.tensor(rows, dtype=torch.int64).to(self._stages[0][0].weight.device)
+
+    @staticmethod
+    def _addresses_of(layers: list[FusedLoRAConv2d]) -> list[int]:
+        return [tensor.data_ptr() for layer in layers for tensor in _parts(layer)]
+
+    def merge(self, stage: int) -> None:
+        """Fill the scratch with the weights of `stage`, counted from 0: one launch on a GPU.
+
+        Raises:
+            IndexError: no such stage.
+        """
+        if not 0 <= stage < len(self._stages):
+            raise IndexError(f"StageWeights: expected a stage from 0 to {len(self._stages) - 1}, got {stage}")
+        if self._addresses_of(self._stages[stage]) != self._addresses[stage]:
+            # .to() or .half() has given the parameters other memory.
+            self._stack()
+        op = stage_merge_op(self.scratch)
+        with torch.no_grad():
+            if op is not None:
+                op(self._table, self.ups[stage], self.downs[stage], self._largest, self.scratch)
+                return
+            for layer, view in zip(self._stages[stage], self._views, strict=True):
+                view.copy_(merge_lora(*_parts(layer), layer.scaling, layer.form))
+
+    @contextmanager
+    def stage(self, stage: int) -> Iterator[None]:
+        """Merge `stage` and let its layers read the scratch until the context ends."""
+        self.merge(stage)
+        layers = self._stages[stage]
+        for layer, view in zip(layers, self._views, strict=True):
+            layer.stage_weight = view
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.stage_weight = None
