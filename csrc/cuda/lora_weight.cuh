@@ -1,0 +1,66 @@
+// W = base + scaling * (up @ down), element by element, in float.
+#pragma once
+
+#include "common/lora_conv.h"
+#include "cuda/lora_tile.cuh"
+
+namespace lorun::lora::cuda {
+
+// The shape of W; in_channels are those of one group.
+struct WeightShape {
+  int out_channels, in_channels, kernel_h, kernel_w;
+};
+
+// An element of W.
+struct WeightIndex {
+  int out, in, row, column;
+};
+
+// W[at] of kOuts output channels, the first of them at.out; channels beyond the last repeat it. U is the type
+// of base, up and down. With more than one, each output channel must be whole rows of up @ down: groups = 1.
+template <typename U, int kOuts>
+__device__ __forceinline__ void merge_outs(const Weight& weight, const WeightShape& shape, WeightIndex at,
+                                           float (&values)[kOuts]) {
+  const int size = shape.in_channels * shape.kernel_h * shape.kernel_w;
+  const int first = (at.in * shape.kernel_h + at.row) * shape.kernel_w + at.column;
+  const U* const base = static_cast<const U*>(weight.base) + at.in * weight.in_stride +
+                        at.row * weight.row_stride + at.column * weight.column_stride;
+  int outs[kOuts];
+#pragma unroll
+  for (int i = 0; i < kOuts; ++i) {
+    outs[i] = at.out + i < shape.out_channels ? at.out + i : shape.out_channels - 1;
+    values[i] = 0;
+  }
+  if (weight.up != nullptr) {
+    const U* ups[kOuts];
+#pragma unroll
+    for (int i = 0; i < kOuts; ++i) {
+      const int row = (outs[i] * size + first) / weight.columns;
+      ups[i] = static_cast<const U*>(weight.up) + int64_t{row} * weight.inner;
+    }
+    const int column = (outs[0] * size + first) % weight.columns;
+    const U* const down = static_cast<const U*>(weight.down) + column;
+    for (int j = 0; j < weight.inner; ++j) {
+      const float factor = widen(down[int64_t{j} * weight.columns]);
+#pragma unroll
+      for (int i = 0; i < kOuts; ++i) {
+        values[i] += widen(ups[i][j]) * factor;
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOuts; ++i) {
+    values[i] = widen(base[outs[i] * weight.out_stride]) + weight.scaling * values[i];
+  }
+}
+
+// One element of W, any groups.
+template <typename U>
+__device__ __forceinline__ float merge_element(const Weight& weight, const WeightShape& shape,
+                                               WeightIndex at) {
+  float values[1];
+  merge_outs<U>(weight, shape, at, values);
+  return values[0];
+}
+
+}  // namespace lorun::lora::cuda
