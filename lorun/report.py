@@ -109,6 +109,7 @@ def _lora_linear_flop(input_shape, weight_shape, *args, out_shape=None, **kwargs
 
 LORA_FLOPS = {
     torch.ops.lorun.lora_conv2d: _lora_conv_flop,
+    torch.ops.lorun.lora_conv2d_preactivation: _lora_conv_flop,
     torch.ops.lorun.lora_linear: _lora_linear_flop,
 }
 
