@@ -23,8 +23,8 @@ cudaError_t conv(const Problem& problem, Image input, Image input2, const Weight
 cudaError_t conv_grad_input(const Problem& problem, Image grad, const Weight& weight, Image grad_input,
                             Image grad_input2, cudaStream_t stream);
 
-// Bytes of memory that conv_grad_adapter needs beside its results when it is to be deterministic; 0
-// otherwise.
+// Bytes of memory that conv_grad_adapter needs beside its results: where it is to be deterministic, and for
+// depthwise convolutions; otherwise 0.
 int64_t conv_grad_adapter_workspace(const Problem& problem, const Weight& weight, bool deterministic);
 
 // Adds the gradients of up and down, float, shaped as these; either may be null. weight.base is not read.
@@ -32,18 +32,24 @@ cudaError_t conv_grad_adapter(const Problem& problem, Image grad, Image input, I
                               const Weight& weight, float* grad_up, float* grad_down, void* workspace,
                               bool deterministic, cudaStream_t stream);
 
-// One layer of a grouped merge: where it begins in the stage's stacked up, down and merged memory, in
-// elements. merged[f'] gets W in the order out, row, column, in (channels_last).
+// One layer of a grouped merge, a row of 16 numbers of 64 bits in device memory: where it begins in the
+// stage's stacked up, down and merged memory, in elements. merged gets W in the order out, row, column, in
+// (channels_last).
 struct StageLayer {
-  Weight weight;  // up and down are null: they lie in the stack
-  int32_t out_channels, in_channels, kernel_h, kernel_w;
+  const void* base;
+  int64_t out_stride, in_stride, row_stride, column_stride;  // of base, in elements
+  int64_t inner, columns;
+  int64_t out_channels, in_channels, kernel_h, kernel_w;  // in_channels of one group
   int64_t up_offset, down_offset, merged_offset;
+  float scaling;  // in the lower half of its number
+  int32_t unused[3];
 };
+static_assert(sizeof(StageLayer) == 16 * sizeof(int64_t));
 
-// Merges every layer in one launch. `layers` lies in device memory; up and down have the layers'
-// weight.dtype, merged has `dtype`. elements: the most elements that W of any layer has.
+// Merges every layer in one launch. base, up and down have the weights' dtype. elements: the most elements
+// that W of any layer has.
 cudaError_t merge_stage(const StageLayer* layers, int32_t count, int64_t elements, const void* up,
-                        const void* down, void* merged, Dtype dtype, cudaStream_t stream);
+                        const void* down, Dtype weight_dtype, void* merged, Dtype dtype, cudaStream_t stream);
 
 // Merges one layer; merged has the strides given, in elements.
 cudaError_t merge(const Weight& weight, int32_t out_channels, int32_t in_channels, int32_t kernel_h,
