@@ -15,16 +15,39 @@ namespace lorun::cuda {
 // More than this many bytes must be asked for kernel by kernel.
 constexpr int64_t kSharedUnasked = 48 * 1024;
 
+inline cudaError_t device_attribute(cudaDeviceAttr attribute, int* value) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(value, attribute, device) : error;
+}
+
 // How many bytes of shared memory one block may use on the current device.
 inline cudaError_t shared_limit(int64_t* bytes) {
-  int device = 0;
   int limit = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
+  const cudaError_t error = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &limit);
   *bytes = limit;
   return error;
+}
+
+inline cudaError_t multiprocessors(int* count) {
+  return device_attribute(cudaDevAttrMultiProcessorCount, count);
+}
+
+template <typename... Params>
+cudaError_t allow_shared(void (*kernel)(Params...), int64_t shared) {
+  if (shared <= kSharedUnasked) {
+    return cudaSuccess;
+  }
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+}
+
+// How many blocks run beside each other on a multiprocessor.
+template <typename... Params>
+cudaError_t blocks_beside(void (*kernel)(Params...), int threads, int64_t shared, int* blocks) {
+  const cudaError_t error = allow_shared(kernel, shared);
+  return error != cudaSuccess
+             ? error
+             : cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared);
 }
 
 template <typename... Params, typename... Args>
@@ -33,12 +56,9 @@ cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, int64
   if (blocks > INT_MAX) {
     return cudaErrorInvalidValue;
   }
-  if (shared > kSharedUnasked) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) {
-      return error;
-    }
+  const cudaError_t error = allow_shared(kernel, shared);
+  if (error != cudaSuccess) {
+    return error;
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));

@@ -1,6 +1,8 @@
 // The emulated device: its limits, its shared memory, and how it runs a grid.
+#include <algorithm>
 #include <condition_variable>
 #include <cstring>
+#include <list>
 #include <map>
 #include <mutex>
 #include <string>
@@ -22,6 +24,7 @@ constexpr int kMostThreads = 1024;
 constexpr unsigned char kPoison = 0xff;
 
 int shared_limit = kSharedMost;
+int multiprocessors = 1;
 std::map<const void*, int> shared_allowed;
 std::string fault;
 
@@ -36,22 +39,22 @@ asm(".globl shared_memory\n.set shared_memory, cuda_on_host_arena + 4096");
 
 namespace {
 
-// Where the threads of a block meet: at __syncthreads, or at the end of the kernel. A thread at one while
+// Where the threads of a block meet: at a barrier within the kernel, or at its end. A thread at one while
 // another is at the other is a fault, after which nobody waits any more.
 class Barrier {
  public:
   enum class Place { kSync, kEnd };
 
-  explicit Barrier(unsigned threads) : threads_(threads) {}
+  Barrier(unsigned threads, std::string name) : threads_(threads), name_(std::move(name)) {}
 
   // The last thread to arrive runs `last` before all go on.
   void wait(Place place, const std::function<void()>& last) {
     std::unique_lock lock(mutex_);
     if (arrived_ == 0) {
       place_ = place;
-    } else if (place_ != place) {
-      fault = "a thread ended while others of its block waited in __syncthreads";
-      broken_ = true;
+    }
+    if (place_ != place || left_) {
+      fail();
     }
     if (broken_ || ++arrived_ == threads_) {
       last();
@@ -64,17 +67,41 @@ class Barrier {
     all_arrived_.wait(lock, [&] { return generation_ != generation; });
   }
 
+  // A thread that ends without waiting for the others: none may wait for it.
+  void leave() {
+    const std::unique_lock lock(mutex_);
+    left_ = true;
+    if (arrived_ > 0) {
+      fail();
+      ++generation_;
+      all_arrived_.notify_all();
+    }
+  }
+
+  void reset() { left_ = false; }
+
  private:
+  void fail() {
+    fault = "a thread ended while others of its block waited in " + name_;
+    broken_ = true;
+  }
+
   std::mutex mutex_;
   std::condition_variable all_arrived_;
   const unsigned threads_;
+  const std::string name_;
   unsigned arrived_ = 0;
   unsigned generation_ = 0;
   bool broken_ = false;
+  bool left_ = false;
   Place place_ = Place::kSync;
 };
 
+constexpr unsigned kWarp = 32;
+
 Barrier* block_barrier = nullptr;
+std::list<Barrier> warp_barriers;
+thread_local Barrier* warp_barrier = nullptr;
 
 void poison_shared(size_t bytes) { std::memset(cuda_on_host_arena, kPoison, kGuard + bytes + kGuard); }
 
@@ -104,11 +131,16 @@ unsigned count(const dim3& sizes) { return sizes.x * sizes.y * sizes.z; }
 
 void run_thread(unsigned thread, size_t shared, const std::function<void()>& body) {
   threadIdx = unflatten(thread, blockDim);
+  warp_barrier = &*std::next(warp_barriers.begin(), thread / kWarp);
   const unsigned blocks = count(gridDim);
   for (unsigned block = 0; block < blocks; ++block) {
     blockIdx = unflatten(block, gridDim);
     body();
+    warp_barrier->leave();
     block_barrier->wait(Barrier::Place::kEnd, [&] {
+      for (Barrier& barrier : warp_barriers) {
+        barrier.reset();
+      }
       check_shared(shared);
       poison_shared(shared);
     });
@@ -123,13 +155,19 @@ void __syncthreads() {
 #endif
 }
 
+void __syncwarp() {
+#ifndef CUDA_ON_HOST_WITHOUT_SYNC
+  warp_barrier->wait(Barrier::Place::kSync, [] {});
+#endif
+}
+
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = shared_limit;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? multiprocessors : shared_limit;
   return cudaSuccess;
 }
 
@@ -156,8 +194,12 @@ cudaError_t cuda_on_host::run(const cudaLaunchConfig_t& config, const void* kern
   blockDim = config.blockDim;
   gridDim = config.gridDim;
   fault.clear();
-  Barrier barrier(threads);
+  Barrier barrier(threads, "__syncthreads");
   block_barrier = &barrier;
+  warp_barriers.clear();
+  for (unsigned first = 0; first < threads; first += kWarp) {
+    warp_barriers.emplace_back(std::min(kWarp, threads - first), "__syncwarp");
+  }
   poison_shared(shared);
   std::vector<std::thread> block;
   for (unsigned thread = 0; thread < threads; ++thread) {
@@ -173,6 +215,9 @@ extern "C" {
 
 // Makes the device smaller, so that little shapes take the paths of large ones.
 void cuda_on_host_set_shared_limit(int bytes) { shared_limit = bytes < kSharedMost ? bytes : kSharedMost; }
+
+// As many blocks as this are persistent.
+void cuda_on_host_set_multiprocessors(int count) { multiprocessors = count; }
 
 // What the last launch did wrong; empty where nothing.
 const char* cuda_on_host_fault() { return fault.c_str(); }

@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the CPU, unchanged: the part of the CUDA runtime that kernels and launchers here use.
 //
-// The threads of a block are host threads and blocks run one after another; __syncthreads is a real barrier,
-// so a missing one is a race that ThreadSanitizer sees. All shared memory is dynamic: it is NaN before each
-// block, and bytes beside what the launch asked for are checked after it.
+// The threads of a block are host threads and blocks run one after another; __syncthreads and __syncwarp are
+// real barriers, so a missing one is a race that ThreadSanitizer sees. All shared memory is dynamic: it is
+// NaN before each block, and bytes beside what the launch asked for are checked after it.
 #pragma once
 
 #include <cstddef>
@@ -36,6 +36,7 @@ extern thread_local dim3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
 void __syncthreads();
+void __syncwarp();
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -46,7 +47,7 @@ enum cudaError_t {
 
 using cudaStream_t = void*;
 
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 cudaError_t cudaGetDevice(int* device);
@@ -68,6 +69,12 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
 template <typename... Params>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, int value) {
   return cuda_on_host::allow_shared(reinterpret_cast<const void*>(kernel), value);
+}
+
+template <typename... Params>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Params...), int, size_t) {
+  *blocks = 1;
+  return cudaSuccess;
 }
 
 template <typename... Params, typename... Args>

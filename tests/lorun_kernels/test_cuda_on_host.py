@@ -50,6 +50,19 @@ def test_a_thread_that_leaves_before_the_barrier_is_caught(planted):
         emulator.run(planted, planted.planted_leave_early)
 
 
+def test_a_thread_that_leaves_before_the_barrier_of_its_warp_is_caught(planted):
+    with pytest.raises(emulator.KernelError, match="waited in __syncwarp"):
+        emulator.run(planted, planted.planted_leave_warp_early)
+
+
+def test_an_asynchronous_copy_is_nan_until_it_was_waited_for(planted):
+    given, out = torch.tensor([2.0]), torch.zeros(2)
+    pointers = ctypes.c_void_p(given.data_ptr()), ctypes.c_void_p(out.data_ptr())
+    emulator.run(planted, planted.planted_copy_async, *pointers)
+    assert bool(out[0].isnan())
+    assert out[1] == 2
+
+
 # Elements 3, 4 and 5 of each row of 6 are a gap.
 @pytest.mark.parametrize(("index", "inside"), [(0, True), (8, True), (-1, False), (3, False), (9, False)])
 def test_a_write_outside_of_a_tensor_is_caught(planted, index, inside):
