@@ -1,0 +1,121 @@
+"""The low-rank convolutions of the shipped networks, read off the networks themselves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+import lorun
+from lorun_kernels import FusedLoRAConv2d
+
+SIZE = 256
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution as a denoiser calls it: activation(conv(cat(input, input2)) + bias) + residual."""
+
+    in_channels: int
+    second_in_channels: int
+    """How many of in_channels, the last, come from the second input; 0: there is none."""
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int
+    height: int
+    width: int
+    activation: str | None
+    residual: bool
+    rank: int | None
+    """Of Eq. 12; None: the layer has a full additive weight instead of an adapter."""
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        sides = zip((self.height, self.width), self.kernel, self.stride, self.padding, strict=True)
+        height, width = ((side + 2 * pad - size) // step + 1 for side, size, step, pad in sides)
+        return height, width
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.out_channels, self.in_channels // self.groups, *self.kernel
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of lora_up and lora_down in Eq. 4."""
+        kh, kw = self.kernel
+        inner = (self.rank or 0) * min(kh, kw)
+        return (self.out_channels // self.groups * kh, inner), (inner, self.in_channels * kw)
+
+    @property
+    def name(self) -> str:
+        """Such as "56+28->28 3x3 @256 gelu"."""
+        second = self.second_in_channels
+        channels = f"{self.in_channels - second}+{second}" if second else str(self.in_channels)
+        parts = [f"{channels}->{self.out_channels}", "x".join(map(str, self.kernel))]
+        parts.append(f"@{self.height}" if self.height == self.width else f"@{self.height}x{self.width}")
+        parts += [f"stride {self.stride[0]}"] if max(self.stride) > 1 else []
+        parts += ["depthwise"] if self.groups > 1 else []
+        parts += [self.activation] if self.activation else []
+        return " ".join([*parts, "+residual"] if self.residual else parts)
+
+
+def _layer(module: FusedLoRAConv2d, input, input2=None, residual=None) -> Layer:
+    return Layer(
+        in_channels=module.in_channels,
+        second_in_channels=0 if input2 is None else input2.shape[1],
+        out_channels=module.out_channels,
+        kernel=module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        groups=module.groups,
+        height=input.shape[2],
+        width=input.shape[3],
+        activation=module.activation,
+        residual=residual is not None,
+        rank=module.rank,
+    )
+
+
+def called_layers(denoiser: nn.Module, channels: int, size: int = SIZE) -> list[Layer]:
+    """Every low-rank convolution of a stage's denoiser, in the order in which one image passes them.
+
+    The denoiser is moved to the meta device: shapes only, no arithmetic.
+    """
+    called: list[Layer] = []
+
+    def record(module, args, kwargs):
+        called.append(_layer(module, *args, **kwargs))
+
+    denoiser.to("meta")
+    hooks = [
+        module.register_forward_pre_hook(record, with_kwargs=True)
+        for module in denoiser.modules()
+        if isinstance(module, FusedLoRAConv2d)
+    ]
+    with torch.no_grad():
+        denoiser(torch.empty(1, channels, size, size, device="meta"), torch.empty((), device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def adapted_networks() -> list[str]:
+    """The shipped models that have adapters."""
+    return [name for name in lorun.list_models() if "lorun" in name]
+
+
+@cache
+def network_layers(name: str) -> tuple[Layer, ...]:
+    """The layers of one stage of a shipped network, in the order in which one image passes them."""
+    network = lorun.create_model(name, pretrained=False)
+    return tuple(called_layers(network.denoisers[0], network.denoiser.channels))
+
+
+def layer_table() -> dict[Layer, int]:
+    """The distinct layers of one stage of every shipped network, and how often each occurs in it."""
+    return dict(Counter(layer for name in adapted_networks() for layer in network_layers(name)))
