@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -11,9 +12,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from benchmarks.lora_results import summary_lines
+
 WARM_UP = 3
 
+# Seconds after which no further benchmark starts, so that a run with a limit still writes its results.
+_SECONDS = float(os.environ.get("LORUN_BENCHMARK_SECONDS", "inf"))
+_started = time.monotonic()
 _gpu_rows: list[dict] = []
+_lora_records: list[dict] = []
 _summed: set[str] = set()
 _rows: dict[str, list[tuple[str, str, list[float], list[float]]]] = defaultdict(list)
 
@@ -63,6 +70,17 @@ def gpu_table():
     return lambda **row: _gpu_rows.append(row)
 
 
+@pytest.fixture
+def lora_records() -> list[dict]:
+    """What benchmarks/test_lora_conv_gpu.py has measured in this run; the summary is made from it."""
+    return _lora_records
+
+
+def pytest_runtest_setup(item) -> None:
+    if time.monotonic() - _started > _SECONDS:
+        pytest.skip(f"out of time: LORUN_BENCHMARK_SECONDS is {_SECONDS:.0f}")
+
+
 def ratio_quartiles(seconds: list[float], peer_seconds: list[float]) -> list[float]:
     """First quartile, median and third quartile of the ratio, round by round."""
     return statistics.quantiles((a / b for a, b in zip(seconds, peer_seconds, strict=True)), n=4)
@@ -73,6 +91,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
         _write_ratios(terminalreporter, group, rows)
     if _gpu_rows:
         _write_gpu_rows(terminalreporter)
+    if _lora_records:
+        terminalreporter.section("low-rank convolutions on a GPU")
+        for line in summary_lines(_lora_records):
+            terminalreporter.line(line)
 
 
 def _write_ratios(reporter, group: str, rows: list) -> None:
