@@ -37,12 +37,12 @@ run() {
 # Triton compiles the benchmark's kernels beside the tests: a hundred of them would not fit into its time.
 warming=()
 for part in 0 1 2 3; do
-  timeout 180 "$python" -m benchmarks.lora_candidates "$part" 4 >"$out/warm_up_$part.log" 2>&1 &
+  timeout 170 "$python" -m benchmarks.lora_candidates "$part" 4 >"$out/warm_up_$part.log" 2>&1 &
   warming+=($!)
 done
-run tests 190 -m gpu $(gpu_files tests) --junitxml="$out/tests.xml"
+run tests 180 -m gpu $(gpu_files tests) --junitxml="$out/tests.xml"
 wait "${warming[@]}" || echo "warming up has failed: see warm_up_*.log"
-run lora 165 -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json"
-run cassi 70 -m gpu benchmarks/test_cassi_gpu.py --benchmark-json="$out/benchmarks.json"
+run lora 190 -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json"
+run cassi 55 -m gpu benchmarks/test_cassi_gpu.py --benchmark-json="$out/benchmarks.json"
 run backends 25 benchmarks/test_backends.py -k cuda --benchmark-json="$out/backends.json"
 exit $failed
