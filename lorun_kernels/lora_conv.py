@@ -196,9 +196,10 @@ def lora_conv2d(
             smaller side of the factored matrix for ``"factored"``.
         TypeError: an argument that is not a tensor, or dtypes that differ outside ``torch.autocast``.
 
-    On a GPU the kernels of ``use_backend("cuda")`` or ``"triton"`` merge W on the chip, and d W of a frozen base
-    is never formed in device memory. float32 is exact there unless ``torch.backends.cuda.matmul.allow_tf32``
-    is set; ``torch.use_deterministic_algorithms`` makes the adapter's gradients the same bits on every run.
+    On a GPU the kernels of ``use_backend("cuda")`` or ``"triton"`` merge W on the chip, and d W of a frozen
+    base is never formed in device memory. float32 is exact there unless
+    ``torch.backends.cuda.matmul.allow_tf32`` is set; ``torch.use_deterministic_algorithms`` makes the
+    gradients of the adapter the same bits on every run.
 
     Under ``torch.autocast`` the input and the bias are converted as for ``F.conv2d``; W is merged in the
     parameters' own dtype and rounded once. ``torch.compile(fullgraph=True)``, ``torch.export`` and
