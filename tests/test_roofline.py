@@ -206,7 +206,7 @@ def test_page_shows_what_was_measured():
     assert "- LoRun, CUDA is missing from a layer: no kernel" in page
     losses = [line for line in page.splitlines() if line.startswith("- forward")]
     assert losses == ["- forward, network, 28->28 3x3 @256 +residual, batch 1: 2.00x cuDNN, no adapter"]
-    assert "| 72% | 1.25 | 1.50 | template |" in page
+    assert "| 72% | 0.83 | 1.25 | 1.50 | template |" in page
 
 
 def test_committed_page_is_what_the_command_writes(tmp_path, monkeypatch):
