@@ -5,6 +5,7 @@
 // NaN before each block, and bytes beside what the launch asked for are checked after it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -37,6 +38,10 @@ extern dim3 blockDim, gridDim;
 
 void __syncthreads();
 void __syncwarp();
+
+inline float atomicAdd(float* to, float value) {
+  return std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed);
+}
 
 enum cudaError_t {
   cudaSuccess = 0,
