@@ -94,3 +94,21 @@ def test_the_default_takes_the_first_row_that_can_run_and_is_large_enough(monkey
 def test_importing_the_package_imports_no_triton_and_starts_no_cuda():
     script = "import lorun_kernels, sys, torch; print('triton' in sys.modules, torch.cuda.is_initialized())"
     assert run(script, LORUN_BACKEND="").stdout.split() == ["False", "False"]
+
+
+def test_the_measured_table_is_read_row_by_row(monkeypatch):
+    # A name that can run everywhere stands for a GPU's backend.
+    rows = [(3, 28, 28, 1000, "cpu"), (3, None, 28, 500, "reference"), (1, None, None, float("inf"), "cpu")]
+    monkeypatch.setattr(backends, "LORA_DEFAULTS", rows)
+
+    def chosen(shape, weight, dtype=torch.bfloat16):
+        return backends._measured_lora_backend(torch.empty(shape, dtype=dtype), torch.empty(weight))
+
+    assert chosen((1, 28, 25, 40), (28, 28, 3, 3)) == "cpu"
+    assert chosen((1, 28, 25, 41), (28, 28, 3, 3)) == "aten"
+    assert chosen((2, 56, 10, 25), (28, 56, 3, 3)) == "reference"
+    assert chosen((2, 56, 500, 500), (7, 56, 1, 1)) == "cpu"
+    assert chosen((1, 28, 25, 40), (28, 28, 3, 3), torch.float32) == "aten"
+    monkeypatch.setattr(backends, "LORA_DEFAULTS", [(3, 28, 28, 1000, "cuda")])
+    monkeypatch.setattr(backends, "_missing_reason", lambda name: "it is not there")
+    assert chosen((1, 28, 25, 40), (28, 28, 3, 3)) == "aten"
