@@ -1,0 +1,72 @@
+// Runs the convolution and its input gradient on small problems, for ThreadSanitizer to watch.
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cuda/lora_conv.h"
+
+using namespace lorun::lora;
+
+extern "C" void cuda_on_host_set_shared_limit(int bytes);
+
+namespace {
+
+constexpr int kSize = 9, kIns = 20, kSecond = 8, kOuts = 12, kKernel = 3, kRank = 1;
+
+std::vector<float> random_values(int64_t count) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    value = static_cast<float>(std::rand()) / RAND_MAX;
+  }
+  return values;
+}
+
+struct Picture {
+  explicit Picture(int channels)
+      : values(random_values(kSize * kSize * channels)),
+        image{values.data(), 0, kSize * channels, channels} {}
+
+  std::vector<float> values;
+  Image image;
+};
+
+void expect(cudaError_t error) {
+  if (error != cudaSuccess) {
+    std::printf("a launch failed with error %d\n", error);
+    std::exit(1);
+  }
+}
+
+void run(bool tf32) {
+  std::vector<float> base = random_values(kOuts * kIns * kKernel * kKernel), bias = random_values(kOuts);
+  std::vector<float> up = random_values(kOuts * kKernel * kRank * kKernel);
+  std::vector<float> down = random_values(kRank * kKernel * kIns * kKernel);
+  Picture first(kIns - kSecond), second(kSecond), residual(kOuts), output(kOuts), preactivation(kOuts);
+  const Problem problem{1,       kSize, kSize, kSize, kSize, kIns, kSecond, kOuts,           1,   kKernel,
+                        kKernel, 1,     1,     1,     1,     1,    1,       Dtype::kFloat32, tf32};
+  const Weight weight{base.data(),
+                      kIns * kKernel * kKernel,
+                      kKernel * kKernel,
+                      kKernel,
+                      1,
+                      up.data(),
+                      down.data(),
+                      kRank * kKernel,
+                      kIns * kKernel,
+                      1,
+                      Dtype::kFloat32};
+  const cuda::Epilogue epilogue{bias.data(), Activation::kGelu, 0, residual.image};
+  expect(cuda::conv(problem, first.image, second.image, weight, epilogue, output.image, preactivation.image,
+                    nullptr));
+  expect(cuda::conv_grad_input(problem, output.image, weight, first.image, second.image, nullptr));
+}
+
+}  // namespace
+
+int main() {
+  run(false);
+  run(true);
+  // Too little for the weights to stay.
+  cuda_on_host_set_shared_limit(40 * 1024);
+  run(false);
+}
