@@ -1,0 +1,57 @@
+"""The launchers that merge weights on the emulated device, with tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from ctypes import byref, c_int32, c_int64, c_void_p
+
+import torch
+from emulator import run
+from lora_launchers import DTYPES, Adapted, Call
+from torch import Tensor
+
+
+class LoraMerge:
+    """Copies inputs between guards, gives outputs the layout of their `like`, and checks all guards."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self._library = library
+
+    def merge(self, adapted: Adapted, like: Tensor) -> Tensor:
+        call = Call()
+        merged = call.guarded(like, False)
+        run(
+            self._library,
+            self._library.lora_merge,
+            *(byref(call.weight(adapted)), (c_int32 * 4)(*like.shape), c_void_p(merged.data_ptr())),
+            *((c_int64 * 4)(*merged.stride()), c_int32(DTYPES.index(like.dtype))),
+        )
+        call.check()
+        return merged
+
+    def merge_stage(self, layers: list[Adapted], like: Tensor) -> Tensor:
+        """The layers' weights one after another, each in channels_last."""
+        call = Call()
+        rows, offsets = [], [0, 0, 0]
+        for layer in layers:
+            parts = layer.up, layer.down, layer.weight
+            scaling = struct.unpack("<i", struct.pack("<f", layer.scaling))[0]
+            row = [call.pointer(layer.weight), *layer.weight.stride(), *layer.down.shape]
+            rows.append([*row, *layer.weight.shape, *offsets, scaling, 0])
+            offsets = [offset + part.numel() for offset, part in zip(offsets, parts, strict=True)]
+        ups, downs = (
+            torch.cat([getattr(layer, name).flatten() for layer in layers]) for name in ("up", "down")
+        )
+        merged = call.guarded(like, False)
+        run(
+            self._library,
+            self._library.lora_merge_stage,
+            *(c_void_p(call.pointer(torch.tensor(rows))), c_int32(len(layers))),
+            c_int64(max(layer.weight.numel() for layer in layers)),
+            *(c_void_p(call.pointer(ups)), c_void_p(call.pointer(downs))),
+            c_int32(DTYPES.index(ups.dtype)),
+            *(c_void_p(merged.data_ptr()), c_int32(DTYPES.index(like.dtype))),
+        )
+        call.check()
+        return merged
