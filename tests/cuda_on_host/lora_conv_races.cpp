@@ -11,7 +11,7 @@ extern "C" void cuda_on_host_set_shared_limit(int bytes);
 
 namespace {
 
-constexpr int kSize = 9, kIns = 20, kSecond = 8, kOuts = 12, kKernel = 3, kRank = 1;
+constexpr int kBatch = 2, kHeight = 5, kWidth = 7, kIns = 20, kSecond = 8, kOuts = 12, kKernel = 3, kRank = 1;
 
 std::vector<float> random_values(int64_t count) {
   std::vector<float> values(count);
@@ -23,8 +23,8 @@ std::vector<float> random_values(int64_t count) {
 
 struct Picture {
   explicit Picture(int channels)
-      : values(random_values(kSize * kSize * channels)),
-        image{values.data(), 0, kSize * channels, channels} {}
+      : values(random_values(kBatch * kHeight * kWidth * channels)),
+        image{values.data(), kHeight * kWidth * channels, kWidth * channels, channels} {}
 
   std::vector<float> values;
   Image image;
@@ -42,8 +42,9 @@ void run(bool tf32) {
   std::vector<float> up = random_values(kOuts * kKernel * kRank * kKernel);
   std::vector<float> down = random_values(kRank * kKernel * kIns * kKernel);
   Picture first(kIns - kSecond), second(kSecond), residual(kOuts), output(kOuts), preactivation(kOuts);
-  const Problem problem{1,       kSize, kSize, kSize, kSize, kIns, kSecond, kOuts,           1,   kKernel,
-                        kKernel, 1,     1,     1,     1,     1,    1,       Dtype::kFloat32, tf32};
+  const Problem problem{kBatch, kHeight, kWidth,  kHeight,         kWidth, kIns, kSecond,
+                        kOuts,  1,       kKernel, kKernel,         1,      1,    1,
+                        1,      1,       1,       Dtype::kFloat32, tf32};
   const Weight weight{base.data(),
                       kIns * kKernel * kKernel,
                       kKernel * kKernel,
@@ -67,6 +68,6 @@ int main() {
   run(false);
   run(true);
   // Too little for the weights to stay.
-  cuda_on_host_set_shared_limit(40 * 1024);
+  cuda_on_host_set_shared_limit(20 * 1024);
   run(false);
 }
