@@ -1,0 +1,28 @@
+// How many bytes of a pixel kernels may move at once.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "common/lora_conv.h"
+
+namespace lorun::lora::cuda {
+
+// The most bytes, up to 16, that every pixel of the images begins at a multiple of, and each of these counts
+// of channels ends at. Images that are not there do not matter.
+inline int common_bytes(int element_bytes, std::initializer_list<Image> images,
+                        std::initializer_list<int64_t> channels) {
+  uint64_t bits = 16;
+  for (const Image& image : images) {
+    if (image.data != nullptr) {
+      bits |= reinterpret_cast<uintptr_t>(image.data);
+      bits |= static_cast<uint64_t>(image.batch | image.row | image.column) * element_bytes;
+    }
+  }
+  for (const int64_t count : channels) {
+    bits |= static_cast<uint64_t>(count) * element_bytes;
+  }
+  return static_cast<int>(bits & -bits);
+}
+
+}  // namespace lorun::lora::cuda

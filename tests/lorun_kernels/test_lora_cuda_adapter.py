@@ -1,0 +1,261 @@
+"""The CUDA kernels of the adapter's gradients, executed on the CPU by the emulation in tests/cuda_on_host.
+
+Every tensor lies between NaN guards, and so does shared memory, which starts as NaN, as the workspace does.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
+import emulator  # noqa: E402
+from lora_adapter_launchers import LoraAdapter  # noqa: E402
+from lora_launchers import Adapted, Call, Geometry, problem_view  # noqa: E402
+
+from lorun_kernels import reference  # noqa: E402
+
+if emulator.compiler() is None:
+    pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
+
+SOURCES = ["lora_conv_adapter.cu", "lora_depthwise_adapter.cu"]
+# Half the distance of 1 to the next float.
+UNIT = 2.0**-24
+MODES = {
+    "float32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    channels: tuple[int, int] = (5, 7)
+    kernel: tuple[int, int] = (3, 3)
+    size: tuple[int, int, int] = (2, 5, 7)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    rank: int = 2
+    form: str = "reshape"
+    second: int = 0
+    sliced: bool = False
+    float_factors: bool = False
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
+
+    def image(self, channels: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        batch, (height, width) = self.size[0], size
+        if not self.sliced:
+            return torch.randn(batch, height, width, channels).to(dtype).permute(0, 3, 1, 2)
+        wide = torch.randn(batch + 1, height + 2, width + 3, channels + 4).to(dtype).permute(0, 3, 1, 2)
+        return wide[1:, 3:-1, 1:-1, 2:-1]
+
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Adapted]:
+        """(grad, input, input2, the adapted weight)."""
+        (ins, outs), (kh, kw) = self.channels, self.kernel
+        grad = self.image(outs, self.geometry.out_size(self.size[1:], self.kernel), dtype)
+        input = self.image(ins - self.second, self.size[1:], dtype)
+        input2 = self.image(self.second, self.size[1:], dtype) if self.second else None
+        inner = self.rank * min(kh, kw) if self.form == "reshape" else self.rank
+        own = ins // self.groups
+        rows, columns = (outs // self.groups * kh, ins * kw)
+        if self.form == "factored":
+            rows, columns = outs, own * kh * kw
+        dtype = torch.float32 if self.float_factors else dtype
+        factors = [torch.randn(shape).to(dtype) for shape in ((rows, inner), (inner, columns))]
+        return grad, input, input2, Adapted(torch.zeros(outs, own, kh, kw, dtype=dtype), *factors, 0.5)
+
+
+LAYERS = {
+    "2 to 28": Case((2, 28), size=(1, 9, 18)),
+    "28 to 28": Case((28, 28), size=(2, 8, 20)),
+    "28 to 56": Case((28, 56), size=(1, 4, 9)),
+    "56 to 28, factored": Case((56, 28), size=(1, 4, 9), form="factored"),
+    "112 to 112": Case((112, 112), size=(1, 4, 5)),
+    "168 to 56": Case((168, 56), size=(1, 4, 5), second=56),
+    "28 to 1": Case((28, 1), kernel=(1, 1), padding=(0, 0)),
+}
+
+SHAPES = {
+    "small": Case(),
+    "1 to 1": Case((1, 1), rank=1),
+    "one pixel": Case(size=(1, 1, 1)),
+    "29 to 31": Case((29, 31)),
+    "31 to 29, 1x1": Case((31, 29), kernel=(1, 1), padding=(0, 0), size=(1, 11, 19)),
+    "200 channels, 1x1": Case((200, 8), kernel=(1, 1), padding=(0, 0)),
+    "33 to 40": Case((33, 40)),
+    "5x5": Case((28, 12), kernel=(5, 5), padding=(2, 2)),
+    "3x1": Case(kernel=(3, 1), padding=(1, 0)),
+    "2x5, factored": Case(kernel=(2, 5), padding=(0, 2), form="factored"),
+    "1x23": Case((17, 4), kernel=(1, 23), padding=(0, 11), size=(1, 2, 9)),
+    "stride 2": Case((28, 20), stride=(2, 2), size=(1, 9, 37)),
+    "stride 2, 1x1": Case((12, 12), kernel=(1, 1), padding=(0, 0), stride=(2, 2)),
+    "strides 3 and 1": Case(stride=(3, 1), padding=(0, 1)),
+    "dilation 2": Case((28, 28), dilation=(2, 2), padding=(2, 2), size=(1, 6, 9)),
+    "dilation 2, stride 2": Case((20, 4), dilation=(2, 2), stride=(2, 2), padding=(1, 2)),
+    "dilation 3, stride 2": Case((4, 4), dilation=(3, 2), stride=(2, 4), padding=(3, 0), size=(1, 9, 9)),
+    "far dilation": Case((8, 8), dilation=(30, 30), padding=(30, 30), size=(1, 4, 20)),
+    "many images": Case((8, 8), size=(5, 3, 3)),
+}
+
+OPTIONS = {
+    "factored": Case((12, 8), form="factored", rank=9),
+    "rank 5": Case((12, 8), rank=5),
+    "float factors": Case((12, 8), float_factors=True),
+    "sliced": Case((12, 8), sliced=True),
+    "sliced, odd": Case((11, 7), sliced=True),
+    "aligned": Case((16, 32)),
+    "two inputs": Case((40, 20), second=16),
+    "two odd inputs": Case((12, 8), second=5),
+    "two sliced inputs": Case((24, 8), second=8, sliced=True),
+    "a second input of one channel": Case((9, 4), second=1, stride=(2, 2)),
+}
+
+DEPTHWISE = {
+    "depthwise": Case((28, 28), groups=28),
+    "depthwise, factored": Case((28, 28), groups=28, form="factored"),
+    "depthwise, 5x5": Case((6, 6), kernel=(5, 5), padding=(2, 2), groups=6),
+    "depthwise, 70 channels": Case((70, 70), groups=70, form="factored", float_factors=True),
+    "depthwise, stride 2": Case((31, 31), stride=(2, 2), dilation=(1, 2), groups=31),
+    "depthwise, two inputs": Case((28, 28), second=8, groups=28, size=(3, 9, 9)),
+    "depthwise, sliced": Case((29, 29), groups=29, sliced=True),
+}
+
+CASES = LAYERS | SHAPES | OPTIONS | DEPTHWISE
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    kernels = [emulator.SOURCES / "cuda" / name for name in SOURCES]
+    bindings = emulator.HERE / "lora_adapter_bindings.cpp"
+    return LoraAdapter(emulator.load(tmp_path_factory.mktemp("adapter"), [*kernels, bindings]))
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request) -> Case:
+    return request.param
+
+
+@pytest.fixture(params=MODES.values(), ids=MODES.keys())
+def mode(request) -> tuple[torch.dtype, bool]:
+    return request.param
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    """Rounded to ten bits of mantissa, ties away from zero."""
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def gradients(case: Case, grad: Tensor, input: Tensor, adapted: Adapted) -> tuple[Tensor, Tensor]:
+    """Those of up and down, by autograd of the definition."""
+    factors = [factor.double().requires_grad_() for factor in (adapted.up, adapted.down)]
+    output = reference.lora_conv2d(
+        input,
+        adapted.weight.double(),
+        *factors,
+        None,
+        *(case.stride, case.padding, case.dilation, case.groups, adapted.scaling, case.form),
+    )
+    return torch.autograd.grad(output, factors, grad)
+
+
+def bounds(case: Case, grad: Tensor, input: Tensor, adapted: Adapted) -> tuple[Tensor, Tensor]:
+    """How far sums in float may be from the gradients: a unit of the sum of magnitudes for each term."""
+    magnitude = conv2d_weight(
+        input.abs(),
+        adapted.weight.shape,
+        grad.abs(),
+        *(case.stride, case.padding, case.dilation, case.groups),
+    )
+    rows = magnitude.reshape(len(adapted.up), -1) * adapted.scaling
+    pixels = grad.numel() / grad.shape[1]
+    up = rows @ adapted.down.double().abs().T * (pixels + rows.shape[1] + 4) * UNIT
+    down = adapted.up.double().abs().T @ rows * (pixels + rows.shape[0] + 4) * UNIT
+    return up, down
+
+
+def check_gradients(adapter, case, dtype, tf32, deterministic) -> None:
+    grad, input, input2, adapted = case.operands(dtype)
+    before = torch.randn(adapted.up.shape), torch.randn(adapted.down.shape)
+    results = adapter.grad_adapter(grad, input, input2, adapted, case.geometry, before, tf32, deterministic)
+    images = grad, input if input2 is None else torch.cat([input, input2], 1)
+    # Depthwise products are exact in float.
+    rounded = [to_tf32(image) if tf32 and case.groups == 1 else image for image in images]
+    operands = [image.double() for image in rounded]
+    expected = gradients(case, *operands, adapted)
+    for result, start, change, bound in zip(
+        results, before, expected, bounds(case, *operands, adapted), strict=True
+    ):
+        total = start.double() + change
+        excess = (result.double() - total).abs() - bound - UNIT * (start.abs() + 2 * total.abs())
+        assert bool((excess <= 0).all()), f"off by {excess.max().item()} more than rounding explains"
+
+
+def test_gradients(adapter, case, mode):
+    check_gradients(adapter, case, *mode, deterministic=False)
+
+
+def test_deterministic_gradients(adapter, case):
+    check_gradients(adapter, case, torch.bfloat16, False, deterministic=True)
+
+
+@pytest.mark.parametrize("name", ["28 to 28", "168 to 56", "depthwise"])
+def test_deterministic_gradients_are_the_same_bit_for_bit(adapter, name):
+    case = CASES[name]
+    operands = case.operands(torch.float16)
+    before = torch.randn(operands[3].up.shape), torch.randn(operands[3].down.shape)
+    first, again = (
+        adapter.grad_adapter(*operands, case.geometry, before, deterministic=True) for _ in range(2)
+    )
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ["small", "depthwise"])
+def test_either_gradient_alone(adapter, name, deterministic):
+    case = CASES[name]
+    operands = case.operands(torch.bfloat16)
+    zeros = torch.zeros(operands[3].up.shape), torch.zeros(operands[3].down.shape)
+    both = adapter.grad_adapter(*operands, case.geometry, zeros, deterministic=True)
+    for index in (0, 1):
+        wanted = [zeros[index] if index == i else None for i in (0, 1)]
+        alone = adapter.grad_adapter(*operands, case.geometry, wanted, deterministic=deterministic)
+        assert alone[1 - index] is None
+        torch.testing.assert_close(alone[index], both[index])
+
+
+def test_no_pixels_add_nothing(adapter):
+    case = replace(CASES["small"], size=(0, 5, 7))
+    operands = case.operands(torch.float32)
+    before = torch.randn(operands[3].up.shape), torch.randn(operands[3].down.shape)
+    after = adapter.grad_adapter(*operands, case.geometry, before)
+    assert torch.equal(after[0], before[0]) and torch.equal(after[1], before[1])
+
+
+def test_the_workspace_does_not_grow_with_the_images(adapter):
+    """There are no more parts than blocks that run beside each other."""
+    case = CASES["28 to 28"]
+    adapted = case.operands(torch.bfloat16)[3]
+    weight = Call().weight(adapted)
+
+    def workspace(batch: int, deterministic: bool) -> int:
+        image = torch.empty(batch, 28, 256, 256, dtype=torch.bfloat16, device="meta")
+        problem = problem_view(image, (256, 256), adapted.weight, case.geometry, 0, False)
+        return adapter.workspace(problem, weight, deterministic)
+
+    assert (
+        workspace(1, True) == workspace(16, True) == 256 * 4 * (adapted.up.numel() + 3 * adapted.down.numel())
+    )
+    assert workspace(16, False) == 0

@@ -1,0 +1,155 @@
+"""The CUDA kernels of depthwise convolutions, executed on the CPU by the emulation in tests/cuda_on_host.
+
+Every tensor lies between NaN guards, and so does shared memory, which starts as NaN.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
+import emulator  # noqa: E402
+from lora_cuda_cases import MODES, UNIT, Case, Expected  # noqa: E402
+from lora_launchers import Adapted, Geometry, LoraConv  # noqa: E402
+
+from lorun_kernels import reference  # noqa: E402
+
+if emulator.compiler() is None:
+    pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
+
+# No activation here is steeper than the GELU.
+STEEPEST = 1.13
+
+
+@dataclass(frozen=True)
+class Depthwise(Case):
+    @property
+    def groups(self) -> int:
+        return self.channels[0]
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
+
+    def adapted(self, dtype: torch.dtype) -> Adapted:
+        """Values for which sums of products are near 1."""
+        dtype = torch.float32 if self.float_weight else dtype
+        channels, (kh, kw) = self.groups, self.kernel
+        weight = (torch.randn(channels, 1, kh, kw) / (kh * kw) ** 0.5).to(dtype)
+        weight = weight.to(memory_format=self.weight_layout)
+        if not self.adapter:
+            return Adapted(weight)
+        inner = self.rank * min(kh, kw) if self.form == "reshape" else self.rank
+        rows, columns = (kh, channels * kw) if self.form == "reshape" else (channels, kh * kw)
+        up, down = torch.randn(rows, inner), torch.randn(inner, columns) / (inner * kh * kw) ** 0.5
+        return Adapted(weight, up.to(dtype), down.to(dtype), self.scaling)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+CASES = {
+    "28 channels": Depthwise((28, 28), activation="gelu", residual=True, preactivation=True),
+    "29 channels": Depthwise((29, 29), activation="relu", residual=True),
+    "32 channels, factored": Depthwise(
+        (32, 32), form="factored", activation="leaky_relu", preactivation=True
+    ),
+    "140 channels": Depthwise((140, 140), size=(1, 2, 3), form="factored", float_weight=True),
+    "2 channels": Depthwise((2, 2), size=(1, 1, 1), bias=False),
+    "5x5": Depthwise((6, 6), kernel=(5, 5), padding=(2, 2), weight_layout=torch.channels_last),
+    "1x1": Depthwise((8, 8), kernel=(1, 1), padding=(0, 0), stride=(2, 1)),
+    "41x41": Depthwise((20, 20), kernel=(41, 41), padding=(20, 20), size=(1, 2, 3), rank=1),
+    "no adapter": Depthwise((12, 12), adapter=False),
+    "stride 2": Depthwise((28, 28), stride=(2, 2), size=(1, 6, 9)),
+    "stride above size": Depthwise((4, 4), stride=(6, 9)),
+    "dilation 3, stride 2": Depthwise((4, 4), dilation=(3, 2), stride=(2, 4), padding=(3, 0), size=(1, 9, 9)),
+    "sliced": Depthwise((12, 12), sliced=True, residual=True, preactivation=True),
+    "two inputs": Depthwise((28, 28), second=8, size=(3, 5, 7)),
+    "two odd inputs": Depthwise((12, 12), second=5, sliced=True),
+}
+# float32 is exact: products are not rounded to TF32.
+DTYPES = {name: dtype for name, (dtype, tf32) in MODES.items() if not tf32}
+
+
+class DepthwiseConv(LoraConv):
+    def _run(self, name: str, *arguments: object) -> None:
+        super()._run(name.replace("lora_conv", "lora_depthwise"), *arguments)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    sources = [emulator.SOURCES / "cuda" / "lora_depthwise.cu", emulator.HERE / "lora_depthwise_bindings.cpp"]
+    library = emulator.load(tmp_path_factory.mktemp("depthwise"), sources)
+    library.cuda_on_host_set_multiprocessors(1)
+    return DepthwiseConv(library)
+
+
+def check_conv(lora: LoraConv, case: Depthwise, dtype: torch.dtype) -> None:
+    input, input2 = case.images(dtype)
+    adapted = case.adapted(dtype)
+    expected = Expected(case, adapted, dtype, False)
+    bias = torch.randn(case.groups).to(dtype) if case.bias else None
+    residual = case.out_image(dtype) if case.residual else None
+    output, preactivation = lora.conv(
+        *(input, adapted, case.geometry, case.out_image(dtype), input2, bias, case.activation, 0.1, residual),
+        case.out_image(dtype) if case.preactivation else None,
+    )
+    whole = input if input2 is None else torch.cat([input, input2], 1)
+    z, bound = expected.product(whole, case.convolve, expected.weight[0].numel())
+    if bias is not None:
+        z = z + bias.double()[:, None, None]
+        bound = bound + UNIT[torch.float32] * z.abs()
+    if case.preactivation:
+        expected.assert_close(preactivation, z, bound)
+    result = reference.activate(z, None if case.activation == "none" else case.activation, 0.1)
+    bound = STEEPEST * bound + 8 * UNIT[torch.float32] * z.abs()
+    if residual is not None:
+        result = result + residual.double()
+        bound = bound + UNIT[torch.float32] * result.abs()
+    expected.assert_close(output, result, bound)
+
+
+def check_grad_input(lora: LoraConv, case: Depthwise, dtype: torch.dtype) -> None:
+    like, like2 = case.images(dtype)
+    adapted = case.adapted(dtype)
+    expected = Expected(case, adapted, dtype, False)
+    grad = case.out_image(dtype)
+    first, second = lora.grad_input(grad, adapted, case.geometry, like, like2)
+
+    def multiply(grad: Tensor, weight: Tensor) -> Tensor:
+        shape = (case.size[0], case.groups, *case.size[1:])
+        x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(case.convolve(x, weight), x, grad)[0]
+
+    result, bound = expected.product(grad, multiply, expected.weight[0].numel())
+    split = case.groups - case.second
+    expected.assert_close(first, result[:, :split], bound[:, :split])
+    if second is not None:
+        expected.assert_close(second, result[:, split:], bound[:, split:])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_depthwise(lora, case):
+    check_conv(lora, case, torch.bfloat16)
+    check_grad_input(lora, case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("name", ["29 channels", "32 channels, factored", "two inputs", "two odd inputs"])
+def test_every_dtype(lora, name, dtype):
+    check_conv(lora, CASES[name], dtype)
+    check_grad_input(lora, CASES[name], dtype)
+
+
+def test_no_pixels_launch_nothing(lora):
+    case = Depthwise((4, 4), size=(0, 5, 7))
+    input, _ = case.images(torch.float32)
+    output, _ = lora.conv(input, case.adapted(torch.float32), case.geometry, case.out_image(torch.float32))
+    assert output.numel() == 0
