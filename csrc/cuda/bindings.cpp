@@ -3,30 +3,20 @@
 //
 // _C checks arguments in the user's terms before it calls these. The checks here keep a direct call from
 // reading or writing outside a tensor.
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <limits>
-#include <optional>
-#include <sstream>
-#include <string>
-#include <vector>
 
+#include "cuda/bindings.h"
 #include "cuda/cassi.h"
-
-// torch's headers declare it only where USE_CUDA is defined; a CUDA torch always has it.
-extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                               void** ret_stream);
 
 namespace lorun::cassi::cuda {
 namespace {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
+using lorun::cuda::describe;
+using lorun::cuda::DeviceCall;
+using lorun::cuda::MaybeTensor;
+using lorun::cuda::ScalarType;
+using lorun::cuda::Tensor;
 using Offsets = std::vector<int64_t>;
 
 Dtype kernel_dtype(const char* name, ScalarType dtype) {
@@ -45,18 +35,7 @@ Dtype kernel_dtype(const char* name, ScalarType dtype) {
   }
 }
 
-std::string describe(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
-  std::ostringstream text;
-  text << dtype << " (";
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    text << (i ? ", " : "") << sizes[i];
-  }
-  text << ")";
-  return text.str();
-}
-
 Problem make_problem(const char* name, const Tensor& cube, const Offsets& offsets) {
-  STD_TORCH_CHECK(cube.is_cuda(), name, " must be on a GPU like the other arguments; move it there");
   const auto sizes = cube.sizes();
   STD_TORCH_CHECK(sizes.size() == 4 && cube.numel() > 0 && sizes[1] <= kMaxBands, name,
                   " must be (B, C, H, W), not empty, with at most ", kMaxBands, " bands, got ",
@@ -77,21 +56,11 @@ Problem make_problem(const char* name, const Tensor& cube, const Offsets& offset
   return problem;
 }
 
-// One call of an op: what its tensors must agree in, and the stream of their device. An absent tensor becomes
-// a view with null data.
-class Call {
+// One call of an op, with what its tensors must agree in. An absent tensor becomes a view with null data.
+class Call : public DeviceCall {
  public:
   Call(const char* name, const Tensor& cube, const Offsets& offsets)
-      : problem(make_problem(name, cube, offsets)),
-        dtype_(cube.scalar_type()),
-        device_(cube.device()),
-        guard_(device_.index()) {
-    // The static CUDA runtime of this library keeps a current device of its own.
-    check_launch(cudaSetDevice(device_.index()));
-    void* stream_of_torch = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream_of_torch));
-    stream = static_cast<cudaStream_t>(stream_of_torch);
-  }
+      : DeviceCall(name, cube), problem(make_problem(name, cube, offsets)), dtype_(cube.scalar_type()) {}
 
   Cube cube(const char* name, const MaybeTensor& tensor) const { return view(name, tensor, dtype_); }
 
@@ -115,33 +84,14 @@ class Call {
       return nullptr;
     }
     check(name, *tensor, sums(), {problem.batch, problem.height});
-    STD_TORCH_CHECK(tensor->is_contiguous(), name, " must be contiguous; call .contiguous() on it");
+    check_contiguous(name, *tensor);
     return tensor->data_ptr();
   }
 
-  void check_launch(cudaError_t error) const {
-    STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
-                    "lorun_kernels._C_cuda holds no code for this GPU; rebuild LoRun beside it, or with its "
-                    "compute capability in TORCH_CUDA_ARCH_LIST");
-    STD_TORCH_CHECK(error == cudaSuccess,
-                    "lorun_kernels._C_cuda cannot launch a kernel: ", cudaGetErrorString(error));
-  }
-
   const Problem problem;
-  cudaStream_t stream;
 
  private:
   ScalarType sums() const { return dtype_ == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
-
-  void check(const char* name, const Tensor& tensor, ScalarType dtype,
-             std::initializer_list<int64_t> sizes) const {
-    const auto got = tensor.sizes();
-    STD_TORCH_CHECK(
-        tensor.scalar_type() == dtype && std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), name,
-        " must be ", describe(sizes, dtype), ", got ", describe(got, tensor.scalar_type()));
-    STD_TORCH_CHECK(tensor.device() == device_, name, " must be on GPU ", device_.index(),
-                    " like the other arguments; move it there");
-  }
 
   Cube view(const char* name, const MaybeTensor& tensor, ScalarType dtype) const {
     if (!tensor) {
@@ -162,8 +112,6 @@ class Call {
   }
 
   const ScalarType dtype_;
-  const torch::stable::Device device_;
-  const torch::stable::accelerator::DeviceGuard guard_;
 };
 
 void cassi_forward(const Tensor& x, const Tensor& mask, const Offsets& offsets, const Tensor& y) {
