@@ -25,32 +25,29 @@ __device__ __forceinline__ void merge_outs(const Weight& weight, const WeightSha
   const int first = (at.in * shape.kernel_h + at.row) * shape.kernel_w + at.column;
   const U* const base = static_cast<const U*>(weight.base) + at.in * weight.in_stride +
                         at.row * weight.row_stride + at.column * weight.column_stride;
-  int outs[kOuts];
+  const int last = shape.out_channels - 1 - at.out;
 #pragma unroll
   for (int i = 0; i < kOuts; ++i) {
-    outs[i] = at.out + i < shape.out_channels ? at.out + i : shape.out_channels - 1;
     values[i] = 0;
   }
   if (weight.up != nullptr) {
-    const U* ups[kOuts];
-#pragma unroll
-    for (int i = 0; i < kOuts; ++i) {
-      const int row = (outs[i] * size + first) / weight.columns;
-      ups[i] = static_cast<const U*>(weight.up) + int64_t{row} * weight.inner;
-    }
-    const int column = (outs[0] * size + first) % weight.columns;
-    const U* const down = static_cast<const U*>(weight.down) + column;
+    const int index = at.out * size + first;
+    const int row = index / weight.columns;
+    const int distance = size / weight.columns * weight.inner;
+    const U* const up = static_cast<const U*>(weight.up) + int64_t{row} * weight.inner;
+    const U* const down = static_cast<const U*>(weight.down) + (index - row * weight.columns);
     for (int j = 0; j < weight.inner; ++j) {
       const float factor = widen(down[int64_t{j} * weight.columns]);
 #pragma unroll
       for (int i = 0; i < kOuts; ++i) {
-        values[i] += widen(ups[i][j]) * factor;
+        values[i] += widen(up[(i < last ? i : last) * distance + j]) * factor;
       }
     }
   }
 #pragma unroll
   for (int i = 0; i < kOuts; ++i) {
-    values[i] = widen(base[outs[i] * weight.out_stride]) + weight.scaling * values[i];
+    const int out = at.out + (i < last ? i : last);
+    values[i] = widen(base[out * weight.out_stride]) + weight.scaling * values[i];
   }
 }
 

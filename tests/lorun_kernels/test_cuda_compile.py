@@ -28,19 +28,15 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
+def compile_command(architecture: str) -> list[str]:
+    return [find_nvcc(), f"-arch={architecture}", "-std=c++20", "-O3", f"-I{SOURCES}"]
+
+
 def compile_report(file: Path, architecture: str, folder: Path) -> str:
     """What ptxas says about the kernels of a file."""
     cubin = folder / f"{file.stem}.{architecture}.cubin"
-    command = [
-        find_nvcc(),
-        "-cubin",
-        f"-arch={architecture}",
-        "-std=c++20",
-        "-O3",
-        "-Xptxas=-v",
-        f"-I{SOURCES}",
-    ]
-    result = subprocess.run([*command, str(file), "-o", str(cubin)], capture_output=True, text=True)
+    command = [*compile_command(architecture), "-cubin", "-Xptxas=-v", str(file), "-o", str(cubin)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stderr
 
@@ -68,3 +64,27 @@ def test_no_kernel_spills(reports, file, architecture):
         print(f"{kernel['registers']:>4} registers  {kernel['name']}")
     spilling = [kernel["name"] for kernel in kernels if kernel["stores"] != "0" or kernel["loads"] != "0"]
     assert not spilling
+
+
+MMA = {
+    "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+    "tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+}
+
+
+@pytest.mark.slow
+def test_the_convolution_multiplies_on_tensor_cores(tmp_path):
+    """On the host the tile interface is plain loops, so that no other test would see them go."""
+    if find_nvcc() is None:
+        pytest.skip("needs nvcc, to compile the CUDA kernels")
+    target = tmp_path / "lora_conv.ptx"
+    file = SOURCES / "cuda" / "lora_conv.cu"
+    subprocess.run([*compile_command("sm_80"), "-ptx", str(file), "-o", str(target)], check=True)
+    kernels = target.read_text().split(".entry ")[1:]
+    for name, instruction in MMA.items():
+        users = [kernel for kernel in kernels if instruction in kernel]
+        assert len(users) == 3, f"{name}: a kernel for each width of a slice"
+        assert all("ldmatrix.sync" in kernel and "cp.async.cg" in kernel for kernel in users)
+    exact = [kernel for kernel in kernels if "mma.sync" not in kernel]
+    assert len(exact) == 3 and all("fma.rn.f32" in kernel for kernel in exact)
