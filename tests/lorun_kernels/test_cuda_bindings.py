@@ -3,39 +3,23 @@
 They are compiled for CPU tensors, with launchers that write down what they are given.
 """
 
-import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
+import cuda_bindings_builder as builder
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-SOURCE = Path(__file__).with_name("cuda_bindings_on_cpu.cpp")
 STREAM = 77
 OFFSETS = [4, 0, 1]
 B, C, H, W, MEASURED = 2, 3, 5, 6, 10
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, for the headers of CUDA"),
-    pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs LoRun's source folder"),
-]
+pytestmark = builder.NEEDS
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bindings") / "bindings.so"
-    torch_folder = Path(torch.__file__).parent
-    command = ["nvcc", "-std=c++20", "-shared", "-cudart=none", "-Xcompiler=-fPIC"]
-    command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT}/csrc", f"-I{torch_folder}/include"]
-    # -Bsymbolic: the stand-ins for torch's functions are called, not torch's.
-    command += [f"-L{torch_folder}/lib", "-Xlinker=-Bsymbolic,--no-as-needed", "-ltorch"]
-    subprocess.run([*command, str(SOURCE), "-o", str(path)], check=True, timeout=120)
-    torch.ops.load_library(path)
-    library = ctypes.CDLL(str(path))
-    library.last_call.restype = ctypes.c_char_p
-    return library
+    source = Path(__file__).with_name("cuda_bindings_on_cpu.cpp")
+    return builder.load(source, tmp_path_factory.mktemp("bindings"))
 
 
 @pytest.fixture
