@@ -5,6 +5,7 @@ Every tensor lies between NaN guards, and so does shared memory, which starts as
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +32,19 @@ SOURCES = ["lora_conv.cu", "lora_depthwise.cu"]
 STEEPEST = 1.13
 
 
+def load(folder: Path, *flags: str) -> ctypes.CDLL:
+    kernels = [emulator.SOURCES / "cuda" / name for name in SOURCES]
+    return emulator.load(folder, [*kernels, emulator.HERE / "lora_conv_bindings.cpp"], *flags)
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    kernels = [emulator.SOURCES / "cuda" / name for name in SOURCES]
-    bindings = emulator.HERE / "lora_conv_bindings.cpp"
-    return emulator.load(tmp_path_factory.mktemp("lora_on_host"), [*kernels, bindings])
+    return load(tmp_path_factory.mktemp("lora_on_host"))
+
+
+@pytest.fixture(scope="module")
+def device_form(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("device_form"), *emulator.DEVICE_FORM)
 
 
 @pytest.fixture
@@ -118,6 +127,21 @@ def test_conv(lora, case, mode):
 
 
 def test_grad_input(lora, case, mode):
+    check_grad_input(lora, case, *mode)
+
+
+DEVICE_FORM_CASES = {
+    "28 to 28": Case((28, 28), size=(1, 2, 10), activation="gelu", residual=True),
+    "12 to 40, strided": Case((12, 40), size=(1, 3, 8), stride=(2, 1)),
+    "two inputs, 1x1": Case((40, 5), kernel=(1, 1), padding=(0, 0), second=8, size=(2, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("case", DEVICE_FORM_CASES.values(), ids=DEVICE_FORM_CASES.keys())
+@pytest.mark.parametrize("mode", list(MODES.values())[1:], ids=list(MODES)[1:])
+def test_with_the_instructions_of_tensor_cores(device_form, case, mode):
+    lora = LoraConv(device_form)
+    check_conv(lora, case, *mode)
     check_grad_input(lora, case, *mode)
 
 
