@@ -135,11 +135,19 @@ DEPTHWISE = {
 CASES = LAYERS | SHAPES | OPTIONS | DEPTHWISE
 
 
+def load(folder: Path, *flags: str) -> LoraAdapter:
+    kernels = [emulator.SOURCES / "cuda" / name for name in SOURCES]
+    return LoraAdapter(emulator.load(folder, [*kernels, emulator.HERE / "lora_adapter_bindings.cpp"], *flags))
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    kernels = [emulator.SOURCES / "cuda" / name for name in SOURCES]
-    bindings = emulator.HERE / "lora_adapter_bindings.cpp"
-    return LoraAdapter(emulator.load(tmp_path_factory.mktemp("adapter"), [*kernels, bindings]))
+    return load(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="module")
+def device_form(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("device_form"), *emulator.DEVICE_FORM)
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
@@ -205,6 +213,18 @@ def check_gradients(adapter, case, dtype, tf32, deterministic) -> None:
 
 def test_gradients(adapter, case, mode):
     check_gradients(adapter, case, *mode, deterministic=False)
+
+
+DEVICE_FORM_CASES = {
+    "28 to 20": Case((28, 20), size=(1, 2, 10)),
+    "12 to 40, strided": Case((12, 40), kernel=(1, 3), padding=(0, 1), size=(1, 3, 8), stride=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("case", DEVICE_FORM_CASES.values(), ids=DEVICE_FORM_CASES.keys())
+@pytest.mark.parametrize("mode", list(MODES.values())[1:], ids=list(MODES)[1:])
+def test_with_the_instructions_of_tensor_cores(device_form, case, mode):
+    check_gradients(device_form, case, *mode, deterministic=False)
 
 
 def test_deterministic_gradients(adapter, case):

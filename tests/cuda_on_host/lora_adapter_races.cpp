@@ -1,0 +1,84 @@
+// Runs the adapter's gradients, depthwise convolutions and merges on small problems, for ThreadSanitizer to
+// watch.
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cuda/lora_depthwise.h"
+
+using namespace lorun::lora;
+
+namespace {
+
+constexpr int kHeight = 9, kWidth = 17, kKernel = 3, kRank = 2, kInner = kRank * kKernel;
+
+std::vector<float> random_values(int64_t count) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    value = static_cast<float>(std::rand()) / RAND_MAX;
+  }
+  return values;
+}
+
+struct Picture {
+  explicit Picture(int channels)
+      : values(random_values(kHeight * kWidth * channels)),
+        image{values.data(), 0, kWidth * channels, channels} {}
+
+  std::vector<float> values;
+  Image image;
+};
+
+void expect(cudaError_t error) {
+  if (error != cudaSuccess) {
+    std::printf("a launch failed with error %d\n", error);
+    std::exit(1);
+  }
+}
+
+struct Layer {
+  Layer(int ins, int outs, int groups)
+      : problem{1, kHeight, kWidth, kHeight, kWidth,          ins,  0, outs, groups, kKernel, kKernel, 1, 1,
+                1, 1,       1,      1,       Dtype::kFloat32, false},
+        base(random_values(outs * ins / groups * kKernel * kKernel)),
+        up(random_values(outs / groups * kKernel * kInner)),
+        down(random_values(kInner * ins * kKernel)),
+        weight{base.data(),
+               ins / groups * kKernel * kKernel,
+               kKernel * kKernel,
+               kKernel,
+               1,
+               up.data(),
+               down.data(),
+               kInner,
+               ins * kKernel,
+               1,
+               Dtype::kFloat32} {}
+
+  void add_gradients(const Picture& grad, const Picture& input, bool deterministic) {
+    std::vector<float> grad_up(up.size()), grad_down(down.size());
+    std::vector<char> workspace(cuda::conv_grad_adapter_workspace(problem, weight, deterministic));
+    expect(cuda::conv_grad_adapter(problem, grad.image, input.image, Image{}, weight, grad_up.data(),
+                                   grad_down.data(), workspace.data(), deterministic, nullptr));
+  }
+
+  const Problem problem;
+  std::vector<float> base, up, down;
+  const Weight weight;
+};
+
+}  // namespace
+
+int main() {
+  // First what reads no addresses from shared memory, which are wild without barriers.
+  Layer depthwise(5, 5, 5);
+  Picture input(5), output(5);
+  expect(cuda::depthwise(depthwise.problem, input.image, Image{}, depthwise.weight, cuda::Epilogue{},
+                         output.image, Image{}, nullptr));
+  depthwise.add_gradients(output, input, false);
+  expect(cuda::merge(depthwise.weight, 5, 1, kKernel, kKernel, input.values.data(), 9, 9, 3, 1,
+                     Dtype::kFloat32, nullptr));
+  for (const bool deterministic : {false, true}) {
+    Layer(20, 33, 1).add_gradients(Picture(33), Picture(20), deterministic);
+  }
+}
