@@ -1,0 +1,166 @@
+"""W = base + scaling * up @ down in Triton: of one layer, of all layers of a stage, and of a tap in a kernel.
+
+Seen as a matrix with the columns of down, W is its adapter's product, whatever the form and the groups.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lorun_kernels.triton import lora_images as images
+
+BLOCK_ROWS = BLOCK_INNER = 16
+BLOCK_COLUMNS = 64
+
+
+@triton.jit
+def merged_tap(
+    base, up, down, scaling, source, result, ky, kx,
+    OUT: tl.constexpr, IN: tl.constexpr, KERNEL: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+    SOURCES: tl.constexpr, RESULTS: tl.constexpr, STRIDES: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """W[result, source] of one tap as [sources, results]; TRANSPOSED: W[source, result]. groups = 1."""
+    BLOCK_J: tl.constexpr = 16
+    # An output channel's weights are that many rows of up @ down, which a tap meets channel by channel.
+    CHUNKS: tl.constexpr = IN * KERNEL[0] * KERNEL[1] // COLUMNS
+    out = source if TRANSPOSED else result
+    channel = result if TRANSPOSED else source
+    place = (channel * KERNEL[0] + ky) * KERNEL[1] + kx
+    column, chunk = place % COLUMNS, place // COLUMNS
+    delta = tl.zeros([source.shape[0], result.shape[0]], tl.float32)
+    for start in range(0, INNER, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J)
+        if TRANSPOSED:
+            inside = (j < INNER)[:, None] & (channel < IN)[None, :]
+            right = tl.load(down + (j * COLUMNS)[:, None] + column[None, :], mask=inside, other=0.0)
+        else:
+            inside = (j < INNER)[None, :] & (channel < IN)[:, None]
+            right = tl.load(down + (j * COLUMNS)[None, :] + column[:, None], mask=inside, other=0.0)
+        for i in tl.static_range(CHUNKS):
+            row = (out * CHUNKS + i) * INNER
+            if TRANSPOSED:
+                inside = (out < OUT)[:, None] & (j < INNER)[None, :]
+                left = tl.load(up + row[:, None] + j[None, :], mask=inside, other=0.0)
+                part = tl.where((chunk == i)[None, :], right, 0.0)
+                delta = tl.dot(left, part, delta, input_precision="ieee")
+            else:
+                inside = (out < OUT)[None, :] & (j < INNER)[:, None]
+                left = tl.load(up + row[None, :] + j[:, None], mask=inside, other=0.0)
+                part = tl.where((chunk == i)[:, None], right, 0.0)
+                delta = tl.dot(part, left, delta, input_precision="ieee")
+    place = (
+        (source * STRIDES[0])[:, None] + (result * STRIDES[1])[None, :] + (ky * STRIDES[2] + kx * STRIDES[3])
+    )
+    inside = (source < SOURCES)[:, None] & (result < RESULTS)[None, :]
+    return tl.load(base + place, mask=inside, other=0.0).to(tl.float32) + scaling * delta
+
+
+@triton.jit
+def _merge_tile(
+    base, base_strides, up, down, scaling, merged, merged_strides, row, column,
+    inner, columns, elements, kernel_w, taps, channels, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Merges the elements at [rows, columns] of the matrix up @ down."""
+    delta = tl.zeros([row.shape[0], column.shape[0]], tl.float32)
+    for start in range(0, inner, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J)
+        inside = (row * columns < elements)[:, None] & (j < inner)[None, :]
+        left = tl.load(up + (row * inner)[:, None] + j[None, :], mask=inside, other=0.0)
+        inside = (j < inner)[:, None] & (column < columns)[None, :]
+        right = tl.load(down + (j * columns)[:, None] + column[None, :], mask=inside, other=0.0)
+        delta = tl.dot(left, right, delta, input_precision="ieee")
+    f = (row * columns)[:, None] + column[None, :]
+    inside = (f < elements) & (column < columns)[None, :]
+    tap, channel, out = f % taps, f // taps % channels, f // (taps * channels)
+    ky, kx = tap // kernel_w, tap % kernel_w
+    at = out * base_strides[0] + channel * base_strides[1] + ky * base_strides[2] + kx * base_strides[3]
+    frozen = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
+    at = (
+        out * merged_strides[0]
+        + channel * merged_strides[1]
+        + ky * merged_strides[2]
+        + kx * merged_strides[3]
+    )
+    tl.store(merged + at, frozen + scaling * delta, mask=inside)
+
+
+@triton.jit
+def _merge_kernel(
+    base, base_strides, up, down, scaling, merged, merged_strides, inner, columns, elements,
+    kernel_w, taps, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    _merge_tile(
+        base, base_strides, up, down, scaling, merged, merged_strides, row, column,
+        inner, columns, elements, kernel_w, taps, channels, BLOCK_J,
+    )  # fmt: skip
+
+
+@triton.jit
+def _merge_stage_kernel(
+    table, ups, downs, merged, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr
+):
+    layer = table + tl.program_id(0) * 16
+    base = tl.load(layer).to(tl.pointer_type(ups.dtype.element_ty))
+    strides = tl.load(layer + 1), tl.load(layer + 2), tl.load(layer + 3), tl.load(layer + 4)
+    inner, columns = tl.load(layer + 5).to(tl.int32), tl.load(layer + 6).to(tl.int32)
+    outs, channels = tl.load(layer + 7).to(tl.int32), tl.load(layer + 8).to(tl.int32)
+    kernel_h, kernel_w = tl.load(layer + 9).to(tl.int32), tl.load(layer + 10).to(tl.int32)
+    scaling = tl.load(layer + 14).to(tl.int32).to(tl.float32, bitcast=True)
+    taps = kernel_h * kernel_w
+    elements = outs * channels * taps
+    across = tl.cdiv(columns, BLOCK_C)
+    for tile in range(tl.program_id(1), tl.cdiv(elements // columns, BLOCK_R) * across, tl.num_programs(1)):
+        _merge_tile(
+            base, strides, ups + tl.load(layer + 11), downs + tl.load(layer + 12), scaling,
+            merged + tl.load(layer + 13), (channels * taps, 1, kernel_w * channels, channels),
+            tile // across * BLOCK_R + tl.arange(0, BLOCK_R), tile % across * BLOCK_C + tl.arange(0, BLOCK_C),
+            inner, columns, elements, kernel_w, taps, channels, BLOCK_J,
+        )  # fmt: skip
+
+
+TILE = {"BLOCK_R": BLOCK_ROWS, "BLOCK_C": BLOCK_COLUMNS, "BLOCK_J": BLOCK_INNER, "num_warps": 4}
+
+
+def lora_merge(weight: Tensor, lora_up: Tensor, lora_down: Tensor, scaling: float, merged: Tensor) -> None:
+    inner, columns = lora_down.shape
+    kernel_h, kernel_w = weight.shape[2:]
+    rows = weight.numel() // columns
+    with torch.cuda.device_of(weight):
+        _merge_kernel[triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(columns, BLOCK_COLUMNS)](
+            weight,
+            weight.stride(),
+            lora_up,
+            lora_down,
+            scaling,
+            merged,
+            merged.stride(),
+            inner,
+            columns,
+            weight.numel(),
+            kernel_w,
+            kernel_h * kernel_w,
+            weight.shape[1],
+            **TILE,
+        )
+
+
+def lora_merge_stage(table: Tensor, ups: Tensor, downs: Tensor, elements: int, merged: Tensor) -> None:
+    # A program a tile of the largest layer; where rows or columns leave tiles half empty, they take more.
+    programs = triton.cdiv(elements, BLOCK_ROWS * BLOCK_COLUMNS)
+    with torch.cuda.device_of(ups):
+        _merge_stage_kernel[len(table), programs](table, ups, downs, merged, **TILE)
+
+
+_library = images.register(
+    {
+        "lora_merge(Tensor weight, Tensor lora_up, Tensor lora_down, float scaling, "
+        "Tensor(a!) merged) -> ()": lora_merge,
+        "lora_merge_stage(Tensor table, Tensor ups, Tensor downs, int elements, "
+        "Tensor(a!) merged) -> ()": lora_merge_stage,
+    }
+)
