@@ -158,9 +158,7 @@ Result forward(const Tensor& input, const Tensor& weight, const Tensor& up, cons
     lora_backend::forward(backend, conv, batch, batch2, merged.value_or(weight), merged ? MaybeTensor() : up,
                           merged ? MaybeTensor() : down, bias, residual4, activation, slope, result.output,
                           result.preactivation);
-    if (convolution_layout(batch, weight) == at::MemoryFormat::Contiguous) {
-      result.output = result.output.contiguous();
-    }
+    result.output = result.output.contiguous(convolution_layout(batch, weight));
   } else {
     const Tensor full = merged ? *merged : merge_for(batch, weight, up, down, scaling);
     result.output = convolved(batch, batch2, full, bias, stride, padding, dilation, groups);
@@ -236,6 +234,9 @@ ConvGradients lora_conv2d_backward(const Tensor& grad, const Tensor& input, cons
     if (need_input || need_input2) {
       std::tie(grad_input, grad_input2) =
           lora_backend::grad_input(backend, conv, grad4, weight, up, down, batch, batch2);
+      const auto layout = convolution_layout(batch, weight);
+      grad_input = grad_input.contiguous(layout);
+      grad_input2 = batch2 ? grad_input2.contiguous(layout) : Tensor();
     }
     if (need_up || need_down) {
       std::tie(grad_up, grad_down) = lora_backend::grad_adapter(backend, conv, grad4, batch, batch2, weight,

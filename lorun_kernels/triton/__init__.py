@@ -20,5 +20,5 @@ def missing_reason() -> str | None:
 
 def load() -> None:
     """Register the ops of lorun_triton."""
-    for family in ("cassi",):
+    for family in ("cassi", "lora_conv", "lora_conv_adapter", "lora_merge"):
         importlib.import_module(f"{__name__}.{family}")

@@ -11,7 +11,7 @@ from lorun_kernels.triton.lora_images import pixels_at
 @triton.jit
 def activate(value, slope, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
-        value = tl.maximum(value, 0.0)
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "leaky_relu":
         value = tl.where(value > 0.0, value, value * slope)
     elif ACTIVATION == "gelu":

@@ -1,0 +1,127 @@
+"""What test_lora_backends.py checks, in the interpreter: the public layers on the Triton backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.autograd.profiler import profile
+
+import lorun_kernels as lk
+
+FORWARD, INPUT, ADAPTER, MERGE = (
+    f"lorun_triton::lora_{name}"
+    for name in ("conv2d", "conv2d_grad_input", "conv2d_grad_adapter", "merge_stage")
+)
+
+
+def _run(backend, function, tensors, dtype=None):
+    """The output, the gradients of `tensors`, and the names of the Triton ops that ran."""
+    with lk.use_backend(backend), profile() as record:
+        if dtype is None:
+            output = function()
+        else:
+            with torch.autocast("cpu", dtype):
+                output = function()
+        grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+        grads = torch.autograd.grad(output, tensors, grad)
+    names = {event.name for event in record.function_events if event.name.startswith("lorun_triton::")}
+    return [output.detach(), *grads], names
+
+
+def _compare(function, tensors, expected_ops, dtype=None):
+    found, ops = _run("triton", function, tensors, dtype)
+    expected, none = _run("aten", function, tensors, dtype)
+    assert ops == expected_ops and none == set(), (ops, none)
+    tolerance = 1e-5 if dtype is None else 5e-3
+    for value, definition in zip(found, expected, strict=True):
+        assert value.dtype == definition.dtype and value.shape == definition.shape
+        assert value.stride() == definition.stride()
+        torch.testing.assert_close(value, definition, rtol=tolerance, atol=tolerance)
+
+
+def _layer(**options):
+    torch.manual_seed(0)
+    layer = lk.FusedLoRAConv2d(7, 5, 3, padding=1, **options)
+    nn.init.normal_(layer.lora_up, std=0.1)
+    layer.weight.requires_grad_(False)
+    return layer, [layer.lora_up, layer.lora_down, layer.bias]
+
+
+def check_layer(layout: torch.memory_format, dtype: torch.dtype | None) -> None:
+    layer, tensors = _layer(activation="gelu")
+    layer.to(memory_format=layout)
+    input, input2, residual = (
+        torch.randn(2, channels, 6, 5).to(memory_format=layout).requires_grad_() for channels in (4, 3, 5)
+    )
+    call = lambda: layer(input, input2, residual)  # noqa: E731
+    _compare(call, [input, input2, residual, *tensors], {FORWARD, INPUT, ADAPTER}, dtype)
+
+
+def check_not_a_number(activation: str) -> None:
+    """One pixel that is not a number spoils what depends on it, and nothing else."""
+    layer, _ = _layer(activation=activation)
+    image = torch.randn(1, 7, 6, 5)
+    image[0, 3, 2, 2] = torch.nan
+    spoilt = []
+    for backend in ("triton", "aten"):
+        with lk.use_backend(backend), torch.no_grad():
+            spoilt.append(layer(image).isnan())
+    assert torch.equal(*spoilt) and spoilt[0].sum() == 9 * 5
+
+
+def check_unbatched() -> None:
+    layer, tensors = _layer()
+    image = torch.randn(7, 6, 5, requires_grad=True)
+    _compare(lambda: layer(image), [image, *tensors], {FORWARD, INPUT, ADAPTER})
+
+
+def check_trained_base() -> None:
+    """d W itself comes from ATen."""
+    layer, tensors = _layer()
+    layer.weight.requires_grad_(True)
+    image = torch.randn(2, 7, 6, 5)
+    _compare(lambda: layer(image), [layer.weight, *tensors], {FORWARD})
+
+
+def check_linear() -> None:
+    """The gradients of the factors pass through the rank, as products of matrices."""
+    torch.manual_seed(0)
+    layer = lk.FusedLoRALinear(6, 4, rank=2)
+    nn.init.normal_(layer.lora_up)
+    for shape in [(6,), (5, 6), (2, 3, 6)]:
+        x = torch.randn(shape, requires_grad=True)
+        _compare(lambda x=x: layer(x), [x, layer.lora_up, layer.lora_down, layer.bias], {FORWARD, INPUT})
+
+
+def check_what_has_no_kernel() -> None:
+    """Groups, float64 and nothing at all go through ATen."""
+    for options, shape in [({"groups": 1}, (0, 6, 5, 5)), ({"groups": 2}, (1, 6, 5, 5))]:
+        layer = lk.FusedLoRAConv2d(6, 4, 3, rank=1, **options)
+        x = torch.randn(shape)
+        _compare(lambda x=x, layer=layer: layer(x), [layer.lora_up], set())
+    layer = lk.FusedLoRAConv2d(6, 4, 3).double()
+    _compare(lambda: layer(torch.ones(1, 6, 5, 5).double()), [layer.lora_up], set())
+
+
+def check_stages(form: str, dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    base = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 1)]
+    stages = nn.ModuleList(
+        nn.Sequential(*(lk.FusedLoRAConv2d.from_conv(conv, form=form, scaling=0.5) for conv in base))
+        for _ in range(3)
+    )
+    for name, parameter in stages.named_parameters():
+        if name.endswith("lora_up"):
+            nn.init.normal_(parameter)
+    weights = lk.StageWeights(stages, dtype)
+    image = torch.randn(1, 3, 5, 4).to(memory_format=torch.channels_last)
+
+    def run():
+        x = image
+        for number, stage in enumerate(stages):
+            with weights.stage(number):
+                x = x + stage(x)
+        return x
+
+    tensors = [p for name, p in stages.named_parameters() if "lora_" in name]
+    _compare(run, tensors, {MERGE, FORWARD, INPUT, ADAPTER}, dtype)
