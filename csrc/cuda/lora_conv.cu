@@ -11,6 +11,7 @@
 
 #include "cuda/lora_alignment.h"
 #include "cuda/lora_conv_epilogue.cuh"
+#include "cuda/lora_conv_weights.cuh"
 #include "cuda/lora_depthwise.h"
 
 namespace lorun::lora::cuda {
@@ -127,6 +128,12 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksBeside<Math, kColumns>)
   const int first_tile = static_cast<int>(blockIdx.x) / plan.slices;
   const int tile_step = static_cast<int>(gridDim.x) / plan.slices;
 
+  const bool floats = task.weight.dtype == Dtype::kFloat32;
+  bool merged = plan.staged_outs > 0;
+  if (merged) {
+    const auto panel = whole_panel(task, weights, first_channel);
+    floats ? merge_with_stages<float>(task, panel) : merge_with_stages<T>(task, panel);
+  }
   Cursor ahead{first_tile, tile_at(plan, first_tile), Part{}};
   for (int buffer = 0; buffer < plan.stages - 1; ++buffer) {
     fetch<T>(task, ahead, tile_step, buffer);
@@ -135,7 +142,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksBeside<Math, kColumns>)
   const LeftRows<Math> pixels[kPixelTiles] = {pixel_rows<Math>(plan, first_pixel),
                                               pixel_rows<Math>(plan, first_pixel + kTile)};
   const RightRows<Math> outs([&](int row) { return row * plan.weight_pitch; });
-  bool merged = false;
   int buffer = 0, next = plan.stages - 1;
   for (int index = first_tile; index < plan.tiles; index += tile_step) {
     Accumulator sums[kPixelTiles][kColumns];
@@ -146,7 +152,9 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksBeside<Math, kColumns>)
       __syncthreads();
       fetch<T>(task, ahead, tile_step, next);
       if (!merged) {
-        merge_panel(task, panel_of(task, part), first_channel, weights);
+        const auto panel = plan.resident ? whole_panel(task, weights, first_channel)
+                                         : part_panel(task, part, weights, first_channel);
+        floats ? merge_directly<float>(task, panel) : merge_directly<T>(task, panel);
         merged = plan.resident;
         __syncthreads();
       }
@@ -232,6 +240,10 @@ Task task_for(const Problem& problem, const Weight& weight) {
   task.sizes.batch = problem.batch;
   task.weight = weight;
   task.shape = {problem.out_channels, problem.in_channels, problem.kernel_h, problem.kernel_w};
+  if (weight.up != nullptr) {
+    task.sizes.up_rows = problem.in_channels * problem.kernel_h * problem.kernel_w / weight.columns;
+    task.sizes.up_pitch = (weight.inner + 3) / 4 * 4;
+  }
   return task;
 }
 

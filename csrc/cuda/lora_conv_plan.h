@@ -51,12 +51,17 @@ struct Device {
   int multiprocessors;
 };
 
+// Output channels of W whose elements a thread merges together.
+constexpr int kMergedOuts = 8;
+
 // What is to be multiplied: pixels of in_channels by the weights of out_channels.
 struct Sizes {
   Axis y, x;
   int64_t batch;
   int in_channels, out_channels;
   int element_bytes;
+  // Rows of `up` that an output channel of W has, and floats of one when staged; 0 without an adapter.
+  int up_rows, up_pitch;
 };
 
 // Columns of the epilogue's scratch, floats, and what keeps its rows apart in the banks.
@@ -78,6 +83,7 @@ struct Plan {
   int taps_y, taps_x;                                      // in a stage
   int pixel_pitch, weight_pitch, tap_pitch;                // elements in shared memory
   int stages, stage_elements;
+  int staged_outs;  // output channels of W whose rows of `up` lie in the stages while W is merged, if any
   int weight_offset, stage_offset, scratch_offset;  // bytes
   int64_t shared;
 };
@@ -136,6 +142,11 @@ inline Plan lay_out(const Sizes& sizes, const Choice& choice) {
   const int64_t scratch = choice.warps * int64_t{16} *
                           ((plan.columns == 1 ? kScratchColumns<1> : kScratchColumns<2>)+kScratchPad) * 4;
   plan.shared = weights + stage * bytes * plan.stages + scratch;
+  const int64_t up_bytes = int64_t{sizes.up_rows} * sizes.up_pitch * 4;
+  plan.staged_outs =
+      plan.resident && up_bytes > 0
+          ? static_cast<int>(stage * bytes * plan.stages / up_bytes / kMergedOuts * kMergedOuts)
+          : 0;
   plan.stage_elements = static_cast<int>(stage);
   plan.stage_offset = static_cast<int>(weights);
   plan.scratch_offset = static_cast<int>(plan.shared - scratch);

@@ -1,4 +1,4 @@
-// What a block of the convolution brings into shared memory: pixels of the images, and merged weights.
+// What a block of the convolution works on, and the pixels that it brings into shared memory.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -131,68 +131,6 @@ __device__ __forceinline__ void copy_part(const Task& task, const Tile& tile, co
       return copy_pixels<T, 4>(task, tile, part, stage);
     default:
       return copy_pixels<T, sizeof(T)>(task, tile, part, stage);
-  }
-}
-
-// Some of the weights: `taps` from a first tap, `depth` channels of the image, and a slice.
-struct Panel {
-  int first_tap, taps, first_channel, depth;
-};
-
-__device__ __forceinline__ int depth_of(const Plan& plan, const Part& part) {
-  const int left = plan.padded_channels - part.first_channel;
-  return left < plan.depth ? left : plan.depth;
-}
-
-// All weights of the slice where they stay, and those that the part needs where not.
-__device__ __forceinline__ Panel panel_of(const Task& task, const Part& part) {
-  const int taps_x = task.sizes.x.taps;
-  return task.plan.resident
-             ? Panel{0, task.sizes.y.taps * taps_x, 0, task.plan.padded_channels}
-             : Panel{part.tap_y * taps_x + part.tap_x, 1, part.first_channel, depth_of(task.plan, part)};
-}
-
-// Merges a panel into rows of `to`, one for each channel of the result, of taps of channels of the image.
-// What W does not have is 0.
-template <typename T, typename U>
-__device__ __forceinline__ void merge_panel(const Task& task, const Panel& panel, int first_row, T* to) {
-  constexpr int kOuts = 8;
-  const Plan& plan = task.plan;
-  const int rows = plan.columns * kTile;
-  const int outs = task.transposed ? panel.depth : rows;
-  const int ins = task.transposed ? rows : panel.depth;
-  const int first_out = task.transposed ? panel.first_channel : first_row;
-  const int first_in = task.transposed ? first_row : panel.first_channel;
-  const int out_pitch = task.transposed ? 1 : plan.weight_pitch;
-  const int in_pitch = task.transposed ? plan.weight_pitch : 1;
-  const int count = outs / kOuts * ins * panel.taps;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    const int tap = i % panel.taps;
-    const int in = i / panel.taps % ins;
-    const int out = i / panel.taps / ins * kOuts;
-    const int tap_y = (panel.first_tap + tap) / task.sizes.x.taps;
-    const int tap_x = (panel.first_tap + tap) % task.sizes.x.taps;
-    const WeightIndex at{first_out + out, first_in + in,
-                         task.sizes.y.kernel_first + tap_y * task.sizes.y.kernel_step,
-                         task.sizes.x.kernel_first + tap_x * task.sizes.x.kernel_step};
-    float values[kOuts] = {};
-    if (at.in < task.shape.in_channels && at.out < task.shape.out_channels) {
-      merge_outs<U>(task.weight, task.shape, at, values);
-    }
-    T* const first = to + tap * plan.tap_pitch + out * out_pitch + in * in_pitch;
-#pragma unroll
-    for (int j = 0; j < kOuts; ++j) {
-      narrow(at.out + j < task.shape.out_channels ? values[j] : 0.0f, first[j * out_pitch]);
-    }
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ void merge_panel(const Task& task, const Panel& panel, int first_row, T* to) {
-  if (task.weight.dtype == Dtype::kFloat32) {
-    merge_panel<T, float>(task, panel, first_row, to);
-  } else {
-    merge_panel<T, T>(task, panel, first_row, to);
   }
 }
 

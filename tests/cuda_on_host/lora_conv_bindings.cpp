@@ -19,10 +19,11 @@ int lora_conv_grad_input(const Problem& problem, const Image& grad, const Weight
 
 // The parts of the forward pass's plan that tests look at.
 struct PlanView {
-  int32_t warps, columns, slices, whole, resident, stages, shared;
+  int32_t warps, columns, slices, whole, resident, stages, staged_outs, shared;
 };
 
-void lora_conv_plan(const Problem& problem, int64_t shared, int32_t multiprocessors, PlanView& view) {
+void lora_conv_plan(const Problem& problem, int64_t shared, int32_t multiprocessors, int32_t up_rows,
+                    int32_t up_pitch, PlanView& view) {
   const cuda::Sizes sizes{cuda::forward_axis(problem.height, problem.out_height, problem.kernel_h,
                                              problem.stride_h, problem.padding_h, problem.dilation_h),
                           cuda::forward_axis(problem.width, problem.out_width, problem.kernel_w,
@@ -30,14 +31,11 @@ void lora_conv_plan(const Problem& problem, int64_t shared, int32_t multiprocess
                           problem.batch,
                           problem.in_channels,
                           problem.out_channels,
-                          problem.dtype == Dtype::kFloat32 ? 4 : 2};
+                          problem.dtype == Dtype::kFloat32 ? 4 : 2,
+                          up_rows,
+                          up_pitch};
   const cuda::Plan plan = cuda::make_plan(sizes, {shared, multiprocessors});
-  view = {plan.warps,
-          plan.columns,
-          plan.slices,
-          plan.whole,
-          plan.resident,
-          plan.stages,
-          static_cast<int32_t>(plan.shared)};
+  view = {plan.warps,    plan.columns, plan.slices,      plan.whole,
+          plan.resident, plan.stages,  plan.staged_outs, static_cast<int32_t>(plan.shared)};
 }
 }

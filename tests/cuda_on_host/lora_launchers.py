@@ -80,7 +80,8 @@ class Adapted:
 
 class PlanView(Structure):
     _fields_ = [
-        (name, c_int32) for name in ("warps", "columns", "slices", "whole", "resident", "stages", "shared")
+        (name, c_int32)
+        for name in ("warps", "columns", "slices", "whole", "resident", "stages", "staged_outs", "shared")
     ]
 
 
@@ -208,10 +209,13 @@ class LoraConv:
         self._run("lora_conv_grad_input", call, problem, *views)
         return first, second
 
-    def plan(self, problem: ProblemView, shared: int, multiprocessors: int) -> PlanView:
+    def plan(self, problem: ProblemView, adapted: Adapted, shared: int, multiprocessors: int) -> PlanView:
         """How the forward pass is cut on such a device."""
-        view = PlanView()
-        sizes = c_int64(shared), c_int32(multiprocessors)
+        view, up_rows, up_pitch = PlanView(), 0, 0
+        if adapted.up is not None:
+            up_rows = adapted.up.shape[0] // adapted.weight.shape[0]
+            up_pitch = (adapted.up.shape[1] + 3) // 4 * 4
+        sizes = c_int64(shared), *map(c_int32, (multiprocessors, up_rows, up_pitch))
         self._library.lora_conv_plan(byref(problem), *sizes, byref(view))
         return view
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
 import emulator  # noqa: E402
-from lora_cuda_cases import CASES, MODES, REAL_LAYERS, UNIT, Case, Expected  # noqa: E402
+from lora_cuda_cases import CASES, MODES, REAL_LAYERS, SHAPES, UNIT, Case, Expected  # noqa: E402
 from lora_launchers import Adapted, LoraConv, UnguardedCall, problem_view  # noqa: E402
 
 from lorun_kernels import reference  # noqa: E402
@@ -52,11 +52,6 @@ def lora(library):
     library.cuda_on_host_set_shared_limit(WHOLE_SHARED_MEMORY)
     library.cuda_on_host_set_multiprocessors(2)
     return LoraConv(library)
-
-
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def case(request) -> Case:
-    return request.param
 
 
 @pytest.fixture(params=MODES.values(), ids=MODES.keys())
@@ -122,10 +117,20 @@ def check_grad_input(lora: LoraConv, case: Case, dtype: torch.dtype, tf32: bool)
         expected.assert_close(second, result[:, split:], bound[:, split:])
 
 
+# Both sizes of elements see every shape.
+PAIRS = {
+    f"{name}-{mode}": (case, MODES[mode])
+    for name, case in CASES.items()
+    for mode in (("float32", "bfloat16") if name in SHAPES else MODES)
+}
+
+
+@pytest.mark.parametrize(("case", "mode"), PAIRS.values(), ids=PAIRS.keys())
 def test_conv(lora, case, mode):
     check_conv(lora, case, *mode)
 
 
+@pytest.mark.parametrize(("case", "mode"), PAIRS.values(), ids=PAIRS.keys())
 def test_grad_input(lora, case, mode):
     check_grad_input(lora, case, *mode)
 
@@ -150,6 +155,8 @@ CUT_OTHERWISE = {
     "a tap at a time": (Case((8, 8), dilation=(9, 9), padding=(9, 9), size=(1, 4, 20)), 40, 1),
     "weights merged again": (Case((40, 28), size=(2, 4, 9), stride=(1, 2)), 16, 1),
     "weights merged again, strided": (Case((12, 40), stride=(2, 2), second=4), 13, 1),
+    "up in two rounds": (Case((12, 60), size=(1, 2, 3), rank=12), 227, 1),
+    "up does not fit": (Case((5, 7), size=(1, 2, 3), rank=200), 227, 1),
     "small tiles": (Case((28, 56), size=(2, 18, 9), activation="gelu", residual=True), 227, 100),
 }
 
@@ -170,9 +177,9 @@ def plan_of(
     lora: LoraConv, case: Case, dtype: torch.dtype, shared_kib: int = 227, multiprocessors: int = 132
 ):
     whole = torch.empty((), dtype=dtype).expand(case.size[0], case.channels[0], *case.size[1:])
-    weight = torch.empty(()).expand(case.channels[1], case.channels[0], *case.kernel)
-    problem = problem_view(whole, case.out_size, weight, case.geometry, case.second, False)
-    return lora.plan(problem, shared_kib * 1024, multiprocessors)
+    adapted = case.adapted(dtype)
+    problem = problem_view(whole, case.out_size, adapted.weight, case.geometry, case.second, False)
+    return lora.plan(problem, adapted, shared_kib * 1024, multiprocessors)
 
 
 def test_the_cuts_are_those_that_are_meant(lora):
@@ -185,6 +192,8 @@ def test_the_cuts_are_those_that_are_meant(lora):
     assert not plans["a tap at a time"].whole and plans["a tap at a time"].resident
     assert not plans["weights merged again"].resident
     assert not plans["weights merged again, strided"].resident
+    assert 0 < plans["up in two rounds"].staged_outs < 60
+    assert plans["up does not fit"].resident and plans["up does not fit"].staged_outs == 0
     assert (plans["small tiles"].warps, plans["small tiles"].columns) == (2, 1)
 
 
@@ -193,6 +202,7 @@ def test_real_layers_merge_their_weights_once(lora, name):
     case = replace(REAL_LAYERS[name], size=(8, 256, 256))
     plan = plan_of(lora, case, torch.bfloat16)
     assert (plan.warps, plan.whole, plan.resident) == (8, 1, 1)
+    assert plan.staged_outs > 0
     assert plan.slices * plan.columns * 16 < case.channels[1] + 32
 
 
