@@ -85,6 +85,9 @@ __device__ __forceinline__ void fold_up(const FoldTable& table, const Weight& we
     int i = 0;
     for (int chunk = 0; chunk < table.chunks; ++chunk) {
       const int end = table.first_of(chunk + 1);
+      if (i == end && !result.alone) {
+        continue;
+      }
       float sums[kFoldInner] = {};
 #pragma unroll 4
       for (; i < end; ++i) {

@@ -19,7 +19,7 @@ constexpr int kAdapterPixels = kAdapterTileHeight * kAdapterTileWidth;
 constexpr int kAdapterStages = 2;
 // Elements behind each pixel in shared memory: 8 pixels of 16 bytes, or 4 of 32, lie in different banks.
 constexpr int kAdapterPad = 8;
-// So many blocks, two for each multiprocessor of a large GPU, where there are enough pixels.
+// So many blocks, two for each multiprocessor of a large GPU, where each has at least two tiles.
 constexpr int kAdapterBlocks = 256;
 // Every GPU from sm_80 on has this much for a block.
 constexpr int64_t kAdapterShared = 99 * 1024;
@@ -56,7 +56,7 @@ inline AdapterPlan lay_out_adapter(const Problem& problem, int channels, int row
   plan.tiles_x = divide_up(problem.out_width, kAdapterTileWidth);
   plan.tiles = int64_t{problem.batch} * plan.tiles_y * plan.tiles_x;
   const int64_t most = std::max(1, kAdapterBlocks / (plan.parts * plan.out_blocks));
-  plan.splits = static_cast<int>(std::min(plan.tiles, most));
+  plan.splits = static_cast<int>(std::min((plan.tiles + 1) / 2, most));
   plan.step_y = rows > 1 ? std::gcd(problem.stride_h, problem.dilation_h) : problem.stride_h;
   plan.step_x = columns > 1 ? std::gcd(problem.stride_w, problem.dilation_w) : problem.stride_w;
   plan.pixel_step_y = problem.stride_h / plan.step_y;

@@ -150,16 +150,6 @@ def device_form(tmp_path_factory):
     return load(tmp_path_factory.mktemp("device_form"), *emulator.DEVICE_FORM)
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def case(request) -> Case:
-    return request.param
-
-
-@pytest.fixture(params=MODES.values(), ids=MODES.keys())
-def mode(request) -> tuple[torch.dtype, bool]:
-    return request.param
-
-
 def to_tf32(values: Tensor) -> Tensor:
     """Rounded to ten bits of mantissa, ties away from zero."""
     bits = values.contiguous().view(torch.int32)
@@ -211,8 +201,16 @@ def check_gradients(adapter, case, dtype, tf32, deterministic) -> None:
         assert bool((excess <= 0).all()), f"off by {excess.max().item()} more than rounding explains"
 
 
-def test_gradients(adapter, case, mode):
-    check_gradients(adapter, case, *mode, deterministic=False)
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+@pytest.mark.parametrize("name", LAYERS | OPTIONS)
+def test_gradients(adapter, name, mode):
+    check_gradients(adapter, CASES[name], *mode, deterministic=False)
+
+
+@pytest.mark.parametrize("name", SHAPES | DEPTHWISE)
+def test_gradients_of_other_shapes(adapter, name):
+    check_gradients(adapter, CASES[name], *MODES["float32"], deterministic=False)
+    check_gradients(adapter, CASES[name], *MODES["bfloat16"], deterministic=False)
 
 
 DEVICE_FORM_CASES = {
@@ -227,8 +225,9 @@ def test_with_the_instructions_of_tensor_cores(device_form, case, mode):
     check_gradients(device_form, case, *mode, deterministic=False)
 
 
-def test_deterministic_gradients(adapter, case):
-    check_gradients(adapter, case, torch.bfloat16, False, deterministic=True)
+@pytest.mark.parametrize("name", LAYERS | SHAPES | OPTIONS)
+def test_deterministic_gradients(adapter, name):
+    check_gradients(adapter, CASES[name], *MODES["bfloat16"], deterministic=True)
 
 
 @pytest.mark.parametrize("name", ["28 to 28", "168 to 56", "depthwise"])

@@ -148,6 +148,17 @@ def test_every_dtype(lora, name, dtype):
     check_grad_input(lora, CASES[name], dtype)
 
 
+def test_weights_are_rounded_to_the_dtype_of_the_images(lora):
+    """Of two taps that then are the same, nothing is left."""
+    weight = torch.tensor([1 + 2.0**-9, 1]).expand(2, 1, 1, 2).contiguous()
+    case = Depthwise((2, 2), kernel=(1, 2), size=(1, 1, 2), padding=(0, 0))
+    image = (
+        torch.tensor([1, -1], dtype=torch.bfloat16).expand(1, 2, 1, 2).to(memory_format=torch.channels_last)
+    )
+    output, _ = lora.conv(image, Adapted(weight), case.geometry, case.out_image(torch.bfloat16))
+    assert torch.equal(output, torch.zeros(1, 2, 1, 1, dtype=torch.bfloat16))
+
+
 def test_no_pixels_launch_nothing(lora):
     case = Depthwise((4, 4), size=(0, 5, 7))
     input, _ = case.images(torch.float32)
