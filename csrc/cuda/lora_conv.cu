@@ -128,11 +128,9 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksBeside<Math, kColumns>)
   const int first_tile = static_cast<int>(blockIdx.x) / plan.slices;
   const int tile_step = static_cast<int>(gridDim.x) / plan.slices;
 
-  const bool floats = task.weight.dtype == Dtype::kFloat32;
   bool merged = plan.staged_outs > 0;
   if (merged) {
-    const auto panel = whole_panel(task, weights, first_channel);
-    floats ? merge_with_stages<float>(task, panel) : merge_with_stages<T>(task, panel);
+    merge_with_stages(task, whole_panel(task, weights, first_channel));
   }
   Cursor ahead{first_tile, tile_at(plan, first_tile), Part{}};
   for (int buffer = 0; buffer < plan.stages - 1; ++buffer) {
@@ -152,9 +150,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksBeside<Math, kColumns>)
       __syncthreads();
       fetch<T>(task, ahead, tile_step, next);
       if (!merged) {
-        const auto panel = plan.resident ? whole_panel(task, weights, first_channel)
-                                         : part_panel(task, part, weights, first_channel);
-        floats ? merge_directly<float>(task, panel) : merge_directly<T>(task, panel);
+        merge_directly(task, plan.resident ? whole_panel(task, weights, first_channel)
+                                           : part_panel(task, part, weights, first_channel));
         merged = plan.resident;
         __syncthreads();
       }

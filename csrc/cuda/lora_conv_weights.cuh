@@ -36,11 +36,15 @@ __device__ __forceinline__ void fill_panel(const Task& task, const Panel<T>& pan
   const int ins = task.transposed ? plan.columns * kTile : panel.depth;
   const int out_pitch = task.transposed ? 1 : plan.weight_pitch;
   const int in_pitch = task.transposed ? plan.weight_pitch : 1;
+  // Neighbouring threads read neighbouring elements: of `down`, whose columns are taps of a channel, or of
+  // base.
+  const bool ins_first = task.weight.up == nullptr && task.weight.in_stride < task.weight.column_stride;
+  const int minor = ins_first ? ins : panel.taps, major = ins_first ? panel.taps : ins;
   const int items = count / kMergedOuts * ins * panel.taps;
   for (int i = threadIdx.x; i < items; i += blockDim.x) {
-    const int tap = i % panel.taps;
-    const int in = i / panel.taps % ins;
-    const int out = skipped + i / panel.taps / ins * kMergedOuts;
+    const int inner = i % minor, outer = i / minor % major;
+    const int tap = ins_first ? outer : inner, in = ins_first ? inner : outer;
+    const int out = skipped + i / minor / major * kMergedOuts;
     const int tap_y = (panel.first_tap + tap) / task.sizes.x.taps;
     const int tap_x = (panel.first_tap + tap) % task.sizes.x.taps;
     const WeightIndex at{first_out + out, first_in + in,
@@ -108,9 +112,8 @@ __device__ __forceinline__ void merge_staged(const Task& task, const StagedUp& s
   add_base<U>(weight, shape, at, values);
 }
 
-// Merges a panel with the help of the stages' memory, which nothing may be on its way to yet.
 template <typename U, typename T>
-__device__ __forceinline__ void merge_with_stages(const Task& task, const Panel<T>& panel) {
+__device__ __forceinline__ void merge_with_stages(U, const Task& task, const Panel<T>& panel) {
   const Plan& plan = task.plan;
   const Outs outs = outs_of(task, panel);
   StagedUp staged{shared_at<float>(plan.stage_offset), 0, 0, task.sizes.up_rows, task.sizes.up_pitch};
@@ -129,11 +132,32 @@ __device__ __forceinline__ void merge_with_stages(const Task& task, const Panel<
 }
 
 template <typename U, typename T>
-__device__ __forceinline__ void merge_directly(const Task& task, const Panel<T>& panel) {
+__device__ __forceinline__ void merge_directly(U, const Task& task, const Panel<T>& panel) {
   fill_panel(task, panel, 0, outs_of(task, panel).count,
              [&](const WeightIndex& at, float (&values)[kMergedOuts]) {
                merge_outs<U>(task.weight, task.shape, at, values);
              });
+}
+
+// Calls with a value of the type of base, up and down: T or float.
+template <typename T, typename Merge>
+__device__ __forceinline__ void with_weight_type(const Weight& weight, Merge merge) {
+  if (weight.dtype == Dtype::kFloat32) {
+    merge(float{});
+  } else {
+    merge(T{});
+  }
+}
+
+// Merges a panel with the help of the stages' memory, which nothing may be on its way to yet.
+template <typename T>
+__device__ __forceinline__ void merge_with_stages(const Task& task, const Panel<T>& panel) {
+  with_weight_type<T>(task.weight, [&](auto type) { merge_with_stages(type, task, panel); });
+}
+
+template <typename T>
+__device__ __forceinline__ void merge_directly(const Task& task, const Panel<T>& panel) {
+  with_weight_type<T>(task.weight, [&](auto type) { merge_directly(type, task, panel); });
 }
 
 __device__ __forceinline__ int depth_of(const Plan& plan, const Part& part) {

@@ -123,6 +123,7 @@ OPTIONS = {
     "factored": Case((12, 8), form="factored"),
     "factored, even kernel": Case((3, 8), form="factored", kernel=(2, 3)),
     "no adapter": Case((12, 8), adapter=False),
+    "no adapter, channels_last": Case((12, 8), adapter=False, weight_layout=torch.channels_last),
     "rank 5": Case((12, 8), rank=5, scaling=-2.0),
     "weight in channels_last": Case((12, 8), weight_layout=torch.channels_last),
     "float weight": Case((12, 8), float_weight=True),
