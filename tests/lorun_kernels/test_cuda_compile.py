@@ -73,18 +73,41 @@ MMA = {
 }
 
 
-@pytest.mark.slow
-def test_the_convolution_multiplies_on_tensor_cores(tmp_path):
-    """On the host the tile interface is plain loops, so that no other test would see them go."""
+@pytest.fixture(scope="module")
+def kernels_of(tmp_path_factory):
+    """From the name of a file to the PTX of each of its kernels."""
     if find_nvcc() is None:
         pytest.skip("needs nvcc, to compile the CUDA kernels")
-    target = tmp_path / "lora_conv.ptx"
-    file = SOURCES / "cuda" / "lora_conv.cu"
-    subprocess.run([*compile_command("sm_80"), "-ptx", str(file), "-o", str(target)], check=True)
-    kernels = target.read_text().split(".entry ")[1:]
+    folder = tmp_path_factory.mktemp("ptx")
+
+    def compile_file(name: str) -> list[str]:
+        target = folder / f"{name}.ptx"
+        command = [*compile_command("sm_80"), "-ptx", str(SOURCES / "cuda" / name), "-o", str(target)]
+        subprocess.run(command, check=True)
+        return target.read_text().split(".entry ")[1:]
+
+    return compile_file
+
+
+# On the host the tile interface is plain loops, so that no other test would see tensor cores go.
+@pytest.mark.slow
+def test_the_convolution_multiplies_on_tensor_cores(kernels_of):
+    kernels = kernels_of("lora_conv.cu")
     for name, instruction in MMA.items():
         users = [kernel for kernel in kernels if instruction in kernel]
         assert len(users) == 3, f"{name}: a kernel for each width of a slice"
         assert all("ldmatrix.sync" in kernel and "cp.async.cg" in kernel for kernel in users)
     exact = [kernel for kernel in kernels if "mma.sync" not in kernel]
     assert len(exact) == 3 and all("fma.rn.f32" in kernel for kernel in exact)
+
+
+@pytest.mark.slow
+def test_the_adapter_gradient_multiplies_on_tensor_cores(kernels_of):
+    kernels = [kernel for kernel in kernels_of("lora_conv_adapter.cu") if "adapter_kernel" in kernel]
+    for name, instruction in MMA.items():
+        (user,) = [kernel for kernel in kernels if instruction in kernel]
+        assert "cp.async.cg" in user and "atom.global.add.f32" in user
+        # Eight rows of 16 bits turn into columns on their way; floats are read one by one.
+        assert ("ldmatrix.sync.aligned.m8n8.x4.trans" in user) == (name != "tf32")
+    (exact,) = [kernel for kernel in kernels if "mma.sync" not in kernel]
+    assert "fma.rn.f32" in exact
