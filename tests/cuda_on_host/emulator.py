@@ -18,8 +18,6 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc"
-KERNELS = sorted((SOURCES / "cuda").glob("*.cu"))
-BINDINGS = sorted(HERE.glob("*_bindings.cpp"))
 RACES = sorted(HERE.glob("*_races.cpp"))
 
 FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-pthread", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
@@ -34,6 +32,11 @@ SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def compiler() -> str | None:
     return shutil.which("g++")
+
+
+def kernels(family: str) -> list[Path]:
+    """The CUDA files whose names begin with it."""
+    return sorted((SOURCES / "cuda").glob(f"{family}*.cu"))
 
 
 def build(target: Path, sources: list[Path], *flags: str) -> Path:

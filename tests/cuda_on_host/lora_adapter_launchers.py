@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_bool, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import Structure, byref, c_bool, c_int32, c_int64, c_void_p
 
 import torch
 from emulator import run
@@ -11,17 +12,27 @@ from lora_launchers import Adapted, Call, Geometry, ProblemView, WeightView, pro
 from torch import Tensor
 
 
+class PlanView(Structure):
+    _fields_ = [(name, c_int32) for name in ("channels", "rows", "columns", "parts", "splits", "shared")]
+
+
 class LoraAdapter:
     """Copies inputs between guards, gives outputs the layout of their `like`, and checks all guards."""
 
-    def __init__(self, library: ctypes.CDLL):
-        self._library = library
+    def __init__(self, library: ctypes.CDLL, new_call: Callable[[], Call] = Call):
+        self.library = library
+        self._new_call = new_call
         library.lora_grad_adapter_workspace.restype = c_int64
 
     def workspace(self, problem: ProblemView, weight: WeightView, deterministic: bool) -> int:
         """Bytes."""
-        size = self._library.lora_grad_adapter_workspace
+        size = self.library.lora_grad_adapter_workspace
         return size(byref(problem), byref(weight), c_bool(deterministic))
+
+    def plan(self, problem: ProblemView) -> PlanView:
+        plan = PlanView()
+        self.library.lora_adapter_plan(byref(problem), byref(plan))
+        return plan
 
     def grad_adapter(
         self,
@@ -35,7 +46,7 @@ class LoraAdapter:
         deterministic: bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
         """`before` and the gradients of up and down together."""
-        call = Call()
+        call = self._new_call()
         second = 0 if input2 is None else input2.shape[1]
         whole = input if input2 is None else torch.cat([input, input2], 1)
         problem = problem_view(whole, grad.shape[2:], adapted.weight, geometry, second, tf32)
@@ -47,8 +58,8 @@ class LoraAdapter:
         results = [None if like is None else call.guarded(like, True) for like in before]
         pointers = [c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in results]
         run(
-            self._library,
-            self._library.lora_grad_adapter,
+            self.library,
+            self.library.lora_grad_adapter,
             *(byref(problem), *images, byref(weight), *pointers),
             *(c_void_p(workspace.data_ptr() if size else None), c_bool(deterministic)),
         )

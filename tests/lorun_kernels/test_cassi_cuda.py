@@ -109,7 +109,8 @@ CASES = {
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    return emulator.load(tmp_path_factory.mktemp("cuda_on_host"), emulator.KERNELS + emulator.BINDINGS)
+    sources = [*emulator.kernels("cassi"), emulator.HERE / "cassi_bindings.cpp"]
+    return emulator.load(tmp_path_factory.mktemp("cuda_on_host"), sources)
 
 
 @pytest.fixture

@@ -112,8 +112,7 @@ def watch(program: Path, folder: Path, *flags: str) -> subprocess.CompletedProce
     )
     if not Path(where.stdout.strip()).is_absolute():
         pytest.skip("needs ThreadSanitizer (libtsan), which this g++ lacks")
-    family = program.stem.split("_")[0]
-    sources = [*(kernel for kernel in emulator.KERNELS if kernel.stem.startswith(family)), program]
+    sources = [*emulator.kernels(program.stem.split("_")[0]), program]
     built = emulator.build(folder / "races", sources, "-fsanitize=thread", *flags)
     result = subprocess.run([built], capture_output=True, text=True, timeout=120)
     if "FATAL: ThreadSanitizer" in result.stderr:

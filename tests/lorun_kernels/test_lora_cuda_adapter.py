@@ -17,7 +17,14 @@ from torch.nn.grad import conv2d_weight
 sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
 import emulator  # noqa: E402
 from lora_adapter_launchers import LoraAdapter  # noqa: E402
-from lora_launchers import Adapted, Call, Geometry, problem_view  # noqa: E402
+from lora_launchers import (  # noqa: E402
+    Adapted,
+    Call,
+    Geometry,
+    ProblemView,
+    UnguardedCall,
+    problem_view,
+)
 
 from lorun_kernels import reference  # noqa: E402
 
@@ -263,18 +270,51 @@ def test_no_pixels_add_nothing(adapter):
     assert torch.equal(after[0], before[0]) and torch.equal(after[1], before[1])
 
 
+def large_problem(case: Case, batch: int = 8, dtype: torch.dtype = torch.bfloat16) -> ProblemView:
+    image = torch.empty(batch, case.channels[0], 256, 256, dtype=dtype, device="meta")
+    weight = torch.empty(case.channels[1], case.channels[0], *case.kernel, device="meta")
+    out_size = case.geometry.out_size((256, 256), case.kernel)
+    return problem_view(image, out_size, weight, case.geometry, case.second, False)
+
+
 def test_the_workspace_does_not_grow_with_the_images(adapter):
     """There are no more parts than blocks that run beside each other."""
     case = CASES["28 to 28"]
     adapted = case.operands(torch.bfloat16)[3]
     weight = Call().weight(adapted)
+    one, many = (adapter.workspace(large_problem(case, batch), weight, True) for batch in (1, 16))
+    assert one == many == 256 * 4 * (adapted.up.numel() + 3 * adapted.down.numel())
+    assert adapter.workspace(large_problem(case, 16), weight, False) == 0
 
-    def workspace(batch: int, deterministic: bool) -> int:
-        image = torch.empty(batch, 28, 256, 256, dtype=torch.bfloat16, device="meta")
-        problem = problem_view(image, (256, 256), adapted.weight, case.geometry, 0, False)
-        return adapter.workspace(problem, weight, deterministic)
 
-    assert (
-        workspace(1, True) == workspace(16, True) == 256 * 4 * (adapted.up.numel() + 3 * adapted.down.numel())
-    )
-    assert workspace(16, False) == 0
+@pytest.mark.parametrize("name", LAYERS)
+def test_blocks_of_real_layers_take_all_taps(adapter, name):
+    """So that the gradient is read once; and two of them fit beside each other."""
+    case = CASES[name]
+    plan = adapter.plan(large_problem(case))
+    assert (plan.rows, plan.columns) == case.kernel
+    assert plan.parts == -(-case.channels[0] // 32)
+    assert 2 * (plan.shared + 1024) <= 164 * 1024
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_blocks_of_every_shape_fit(adapter, name):
+    plan = adapter.plan(large_problem(CASES[name], dtype=torch.float32))
+    assert plan.channels * plan.rows * plan.columns <= 16 * 20
+    assert plan.shared <= 99 * 1024
+
+
+def test_samples_beyond_2_31_elements(adapter):
+    """So far apart that a 32-bit offset would lead elsewhere; only their pages are touched."""
+    case = Case((8, 8), size=(2, 3, 5))
+    grad, input, _, adapted = case.operands(torch.bfloat16)
+    far = 2**31 + 64
+    distant = torch.empty(far + 120, dtype=torch.bfloat16).as_strided(input.shape, (far, 1, 40, 8))
+    distant.copy_(input)
+    unguarded = LoraAdapter(adapter.library, UnguardedCall)
+    results = []
+    for lora, image in ((unguarded, distant), (adapter, input)):
+        zeros = torch.zeros(adapted.up.shape), torch.zeros(adapted.down.shape)
+        call = (grad, image, None, adapted, case.geometry, zeros)
+        results.append(lora.grad_adapter(*call, deterministic=True))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
