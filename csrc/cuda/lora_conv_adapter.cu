@@ -14,6 +14,8 @@ namespace {
 
 constexpr int kThreads = 32 * kAdapterWarps;
 constexpr int kOutTiles = kAdapterOuts / kTile;
+// Of a warp, where the kernel has one tap.
+constexpr int kFewUnits = 2;
 
 // How pixels come into shared memory: in copies of so many bytes, by so many neighbouring threads.
 struct Copies {
@@ -123,12 +125,14 @@ __device__ __forceinline__ Unit unit_at(const AdapterPlan& plan, const WeightPar
   unit.row = tap / plan.columns;
   unit.column = tap % plan.columns;
   unit.exists = unit.channel < part.channels && unit.row < part.rows && unit.column < part.columns;
-  unit.offset = (unit.row * plan.tap_step_y * plan.window_w + unit.column * plan.tap_step_x) * plan.pitch +
-                unit.channel;
+  const int pixel = unit.row * plan.tap_step_y * plan.window_w + unit.column * plan.tap_step_x;
+  unit.offset = unit.exists ? pixel * plan.pitch + unit.channel : 0;
   return unit;
 }
 
-template <typename Math>
+// The first kUnits of a warp's units, also those that do not exist: without branches, the loads of one
+// overlap the products of another.
+template <typename Math, int kUnits>
 __device__ __forceinline__ void multiply(const AdapterPlan& plan, const typename Math::Element* stage,
                                          const Unit (&units)[kAdapterUnits],
                                          Accumulator (&sums)[kAdapterUnits][kOutTiles]) {
@@ -144,14 +148,12 @@ __device__ __forceinline__ void multiply(const AdapterPlan& plan, const typename
                                [&](int k) { return k * plan.out_pitch; });
     }
 #pragma unroll
-    for (int i = 0; i < kAdapterUnits; ++i) {
-      if (units[i].exists) {
-        Left<Math> left;
-        left.load_transposed(from + units[i].offset, [&](int k) { return k * pixel; });
+    for (int i = 0; i < kUnits; ++i) {
+      Left<Math> left;
+      left.load_transposed(from + units[i].offset, [&](int k) { return k * pixel; });
 #pragma unroll
-        for (int j = 0; j < kOutTiles; ++j) {
-          mma<Math>(sums[i][j], left, right[j]);
-        }
+      for (int j = 0; j < kOutTiles; ++j) {
+        mma<Math>(sums[i][j], left, right[j]);
       }
     }
   }
@@ -223,6 +225,7 @@ __global__ void __launch_bounds__(kThreads) adapter_kernel(const __grid_constant
   for (int i = 0; i < kAdapterUnits; ++i) {
     units[i] = unit_at(plan, part, threadIdx.x / 32 + i * kAdapterWarps);
   }
+  const bool few = plan.channels / kTile * plan.rows * plan.columns <= kAdapterWarps * kFewUnits;
   T* const stages = shared_at<T>(0);
   Accumulator sums[kAdapterUnits][kOutTiles];
   fetch(task, part, split, stages);
@@ -232,7 +235,12 @@ __global__ void __launch_bounds__(kThreads) adapter_kernel(const __grid_constant
     // The tile has arrived for all threads, and all are done with the one before it.
     __syncthreads();
     fetch(task, part, tile + plan.splits, stages + (1 - buffer) * plan.stage_elements);
-    multiply<Math>(plan, stages + buffer * plan.stage_elements, units, sums);
+    const T* const stage = stages + buffer * plan.stage_elements;
+    if (few) {
+      multiply<Math, kFewUnits>(plan, stage, units, sums);
+    } else {
+      multiply<Math, kAdapterUnits>(plan, stage, units, sums);
+    }
     buffer = 1 - buffer;
   }
   __syncthreads();
