@@ -122,7 +122,10 @@ Tensor merge(const Tensor& weight, const Tensor& up, const Tensor& down, double 
   for (const char* const backend : {"cuda", "triton"}) {
     if (find_raw_op(backend, "lora_merge")) {
       const Tensor merged = at::empty(weight.sizes(), weight.options().dtype(dtype), layout);
-      call_raw_op(backend, "lora_merge", weight, up.contiguous(), down.contiguous(), scaling, merged);
+      // A linear layer's weight is that of a 1 x 1 convolution.
+      const auto as_kernel = [](const Tensor& t) { return t.dim() == 2 ? t.unsqueeze(-1).unsqueeze(-1) : t; };
+      call_raw_op(backend, "lora_merge", as_kernel(weight), up.contiguous(), down.contiguous(), scaling,
+                  as_kernel(merged));
       return merged;
     }
   }
