@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -166,11 +166,10 @@ class Expected:
 
     def __init__(self, case: Case, adapted: Adapted, dtype: torch.dtype, tf32: bool):
         self.case, self.dtype, self.tf32 = case, dtype, tf32
-        merged = Adapted(
-            *(None if t is None else t.double() for t in (adapted.weight, adapted.up, adapted.down))
-        )
-        merged = replace(merged, scaling=adapted.scaling).merged()
-        self.weight = self.operand(merged.to(dtype))
+        exact = [None if t is None else t.double() for t in (adapted.weight, adapted.up, adapted.down)]
+        sizes = [None if t is None else t.abs() for t in exact]
+        self.weight = self.operand(Adapted(*exact, adapted.scaling).merged().to(dtype))
+        self.weight_magnitude = Adapted(*sizes, abs(adapted.scaling)).merged()
         self.unit = TF32_UNIT if tf32 else UNIT[dtype]
 
     def operand(self, values: Tensor) -> Tensor:
@@ -180,7 +179,7 @@ class Expected:
         """The linear map `multiply` of an image and W, and how far a kernel may be from it."""
         values = self.operand(values)
         result = multiply(values, self.weight)
-        magnitude = multiply(values.abs(), self.weight.abs())
+        magnitude = multiply(values.abs(), self.weight_magnitude)
         largest = values.abs().max() * self.weight.abs().max()
         flipped = 0 if self.dtype == torch.float32 and not self.tf32 else self.flips * 2 * self.unit * largest
         # Merging rounds in float as well, `rank` products and two more operations.
