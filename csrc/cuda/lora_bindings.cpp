@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
-#include <limits>
 
 #include "cuda/lora_call.h"
 
