@@ -196,8 +196,9 @@ def lora_conv2d(
             smaller side of the factored matrix for ``"factored"``.
         TypeError: an argument that is not a tensor, or dtypes that differ outside ``torch.autocast``.
 
-    On a GPU the kernels of ``use_backend("cuda")`` or ``"triton"`` merge W on the chip, and d W of a frozen
-    base is never formed in device memory. float32 is exact there unless
+    On a GPU the kernels of ``use_backend("cuda")`` or ``"triton"`` merge W on the chip or, where it does not
+    fit, into a scratch for the call, and d W of a frozen base is never formed in device memory (of a depthwise
+    layer, whose adapter is no smaller than d W, it is). float32 is exact there unless
     ``torch.backends.cuda.matmul.allow_tf32`` is set; ``torch.use_deterministic_algorithms`` makes the
     gradients of the adapter the same bits on every run.
 
