@@ -54,6 +54,8 @@ void check_epilogue(const Tensor& input, const MaybeTensor& residual, string_vie
       activation == "none" || activation == "relu" || activation == "gelu" || activation == "leaky_relu",
       kName, ": activation must be None, \"relu\", \"gelu\" or \"leaky_relu\", got \"", activation, "\"");
   if (residual) {
+    TORCH_CHECK_VALUE(residual->dim() == input.dim(), kName, ": residual must have ", input.dim(),
+                      " dimensions like the output, got shape ", residual->sizes());
     TORCH_CHECK_VALUE(residual->device() == input.device(), kName,
                       ": residual must be on the device of input, ", input.device(), ", got ",
                       residual->device(), "; move one of them with .to(device)");
@@ -71,9 +73,10 @@ void check_residual_shape(const Tensor& residual, const Tensor& output) {
 void check_merged(const Tensor& merged, const Tensor& input, const Tensor& weight) {
   TORCH_CHECK_VALUE(merged.sizes() == weight.sizes() && merged.scalar_type() == input.scalar_type() &&
                         merged.device() == input.device(),
-                    kName, ": merged must have the shape of weight, ", weight.sizes(),
-                    ", and the dtype and device of input, got ", merged.scalar_type(), " of shape ",
-                    merged.sizes());
+                    kName, ": a merged weight must have shape ", weight.sizes(), " and be ",
+                    input.scalar_type(), " on ", input.device(), " like the input, got ",
+                    merged.scalar_type(), " of shape ", merged.sizes(), " on ", merged.device(),
+                    "; give StageWeights the dtype that its layers are called in");
 }
 
 // The layout that ATen's convolution converts its weight to.
@@ -158,9 +161,13 @@ Result forward(const Tensor& input, const Tensor& weight, const Tensor& up, cons
     lora_backend::forward(backend, conv, batch, batch2, merged.value_or(weight), merged ? MaybeTensor() : up,
                           merged ? MaybeTensor() : down, bias, residual4, activation, slope, result.output,
                           result.preactivation);
-    result.output = result.output.contiguous(convolution_layout(batch, weight));
+    const auto layout = convolution_layout(batch, weight);
+    result.output = result.output.contiguous(layout);
+    result.preactivation = keep_preactivation ? result.preactivation.contiguous(layout) : Tensor();
   } else {
-    const Tensor full = merged ? *merged : merge_for(batch, weight, up, down, scaling);
+    // The weight's layout decides that of the result.
+    const Tensor full = merged ? merged->contiguous(convolution_layout(batch, weight))
+                               : merge_for(batch, weight, up, down, scaling);
     result.output = convolved(batch, batch2, full, bias, stride, padding, dilation, groups);
     if (keep_preactivation) {
       result.preactivation = result.output;

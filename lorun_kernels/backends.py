@@ -22,7 +22,7 @@ CASSI_DEFAULTS = {
 }
 
 # The default for low-rank convolutions on a GPU in half precision: the first row that fits, (kernel size,
-# Cin, Cout, most input pixels N * H * W, backend), where None fits everything. A row is added when
+# Cin / groups, Cout, most input pixels N * H * W, backend), where None fits everything. A row is added when
 # benchmarks/run_gpu.sh has shown that it pays; until then W is merged and cuDNN convolves.
 LORA_DEFAULTS: list[tuple[int | None, int | None, int | None, float, str]] = []
 
@@ -134,10 +134,12 @@ def stage_merge_op(tensor: Tensor) -> Callable | None:
 
 
 def _measured_lora_backend(input: Tensor, weight: Tensor) -> str:
-    if weight.dim() != 4 or input.dtype not in (torch.bfloat16, torch.float16):
+    device = input.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+    if weight.dim() != 4 or dtype not in (torch.bfloat16, torch.float16):
         return "aten"
     out_channels, in_channels, size, _ = weight.shape
-    pixels = input.numel() / in_channels
+    pixels = input.numel() // max(1, input.shape[-3])
     for row_size, row_in, row_out, most, name in LORA_DEFAULTS:
         fits = row_size in (None, size) and row_in in (None, in_channels) and row_out in (None, out_channels)
         if fits and pixels <= most and _missing_reason(name) is None:

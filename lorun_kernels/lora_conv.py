@@ -197,8 +197,8 @@ def lora_conv2d(
         TypeError: an argument that is not a tensor, or dtypes that differ outside ``torch.autocast``.
 
     On a GPU the kernels of ``use_backend("cuda")`` or ``"triton"`` merge W on the chip or, where it does not
-    fit, into a scratch for the call, and d W of a frozen base is never formed in device memory (of a depthwise
-    layer, whose adapter is no smaller than d W, it is). float32 is exact there unless
+    fit, into a scratch for the call, and d W of a frozen base is never formed in device memory (but of a
+    depthwise layer, whose adapter is no smaller than d W). float32 is exact there unless
     ``torch.backends.cuda.matmul.allow_tf32`` is set; ``torch.use_deterministic_algorithms`` makes the
     gradients of the adapter the same bits on every run.
 
@@ -251,8 +251,9 @@ def lora_conv2d_act(
     """``activation(lora_conv2d(cat([input, input2], 1), ...)) + residual``, in one kernel where there is one.
 
     The GPU kernels read the second input where it lies and apply bias, activation and residual before the
-    result is stored: each would otherwise be a pass over memory that costs what the convolution does. Through
-    ATen it is the same function in several passes. Autograd keeps what the activation was given, besides what
+    result is stored: each would otherwise be another pass over memory. Through ATen it is the same function
+    in several passes. Under ``torch.autocast`` `input2` and `residual` are converted as `input` is. Autograd
+    keeps what the activation was given, besides what
     :func:`lora_conv2d` keeps, and never the concatenation.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,10 @@ class _Adapted(nn.Module):
                 state_dict[prefix + name] = value if name == "lora_down" else torch.zeros_like(value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def __getstate__(self) -> dict:
+        # A copy, or a file, is not of the stage that happens to run.
+        return {name: value for name, value in self.__dict__.items() if name != "stage_weight"}
+
     def extra_repr(self) -> str:
         adapter = "full delta" if self.rank is None else f"rank={self.rank}"
         scaling = "" if self.scaling == 1.0 else f", scaling={self.scaling}"
@@ -122,6 +127,10 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
     Raises:
         ValueError: a rank, gamma or form outside these ranges, or what `nn.Conv2d` refuses.
     """
+
+    # Also of layers that were pickled before there were these.
+    activation: str | None = None
+    negative_slope: float = 0.01
 
     def __init__(
         self,
@@ -162,6 +171,8 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
         self.form = form
         self.scaling = scaling
         activation_name(activation)
+        if not isinstance(negative_slope, Real):
+            raise TypeError(f"FusedLoRAConv2d: negative_slope must be a number, got {negative_slope!r}")
         self.activation = activation
         self.negative_slope = negative_slope
         largest = min(out_channels // groups, in_channels)
@@ -194,7 +205,8 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
     ) -> FusedLoRAConv2d:
         """Adapt `conv` without copying it: the result holds conv's own `weight` and `bias` Parameters.
 
-        Several results of one `conv` therefore share it. With ``freeze=True`` weight and bias stop
+        Several results of one `conv` therefore share it. An `activation` that conv names is its activation
+        too, unless another is given. With ``freeze=True`` weight and bias stop
         requiring gradients, for all of them. The adapter starts at zero, on conv's device, in its dtype.
 
         Raises:
@@ -217,7 +229,7 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
             gamma=gamma,
             form=form,
             scaling=scaling,
-            activation=activation,
+            activation=getattr(conv, "activation", None) if activation is None else activation,
             negative_slope=negative_slope,
         )
         return _share(layer, conv, freeze)
@@ -228,16 +240,16 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
 
     def forward(self, input: Tensor, input2: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``activation(conv(cat([input, input2], 1))) + residual``; see `lorun_kernels.lora_conv2d_act`."""
+        # nn.Conv2d has checked every argument but the images: a call needs no more Python than this.
+        weight = self.weight
+        check_input("lora_conv2d", input, weight)
+        check_images(input2=input2, residual=residual)
         padding = self.padding
         if self.padding_mode != "zeros":
             input, input2 = self._pad(input), None if input2 is None else self._pad(input2)
             padding = (0, 0)
         if self.rank is None:
             return self._full_forward(input, padding, input2, residual)
-        # nn.Conv2d has checked every argument but the images: a call needs no more Python than this.
-        weight = self.weight
-        check_input("lora_conv2d", input, weight)
-        check_images(input2=input2, residual=residual)
         if isinstance(padding, str):
             input, input2, padding = resolve_padding_of_both(
                 input, input2, weight, self.stride, padding, self.dilation
@@ -282,7 +294,14 @@ class FusedLoRAConv2d(_Adapted, nn.Conv2d):
             both, self.merged_weight(), self.bias, self.stride, padding, self.dilation, self.groups
         )
         output = reference.activate(output, self.activation, self.negative_slope)
-        return output if residual is None else output + residual
+        if residual is None:
+            return output
+        if residual.shape != output.shape:
+            raise ValueError(
+                f"lora_conv2d: residual must have the output's shape, {list(output.shape)}, "
+                f"got {list(residual.shape)}"
+            )
+        return output + residual
 
 
 class FusedLoRALinear(_Adapted, nn.Linear):

@@ -35,9 +35,12 @@ def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
                     f"StageWeights: layer {index} of stage {number} must share its weight with stage 0 and "
                     "have the same rank, form and scaling; make the stages with FusedLoRAConv2d.from_conv"
                 )
-    kinds = {(tensor.dtype, tensor.device) for layer in stages[0] for tensor in _parts(layer)}
+    layers = [layer for stage in stages for layer in stage]
+    kinds = {(tensor.dtype, tensor.device) for layer in layers for tensor in _parts(layer)}
     if len(kinds) > 1:
         raise ValueError(f"StageWeights: all layers must have one dtype and device, got {kinds}")
+    if len({id(factor) for layer in layers for factor in _parts(layer)[1:]}) < 2 * len(layers):
+        raise ValueError("StageWeights: two layers share an adapter; every stage must have its own")
 
 
 def _parts(layer: FusedLoRAConv2d) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +61,9 @@ class StageWeights:
     Every `lora_up` and `lora_down` stays the Parameter it was, of the same name and optimizer; its memory
     becomes a part of the stack. Loading other adapters writes there, so that a captured CUDA graph replays
     with them. In training the forward pass reads the scratch, and a layer's backward pass merges W for
-    itself: nothing is kept per stage. Not for threads that run different stages of one network at a time.
+    itself: nothing is kept per stage. While a stage's context is open, no parameter may change, and nothing
+    be exported: the scratch would not follow. Not for threads that run stages of one network at a time.
+    ``torch.save`` of one adapter stores its whole stack; safetensors, or a clone, does not.
 
     Args:
         stages: K modules whose :class:`FusedLoRAConv2d` layers, in order, share their base weights.
@@ -70,17 +75,19 @@ class StageWeights:
         ups, downs: (K, elements), the stacked factors.
 
     Raises:
-        ValueError: stages that do not share their layers.
+        ValueError: stages that do not share their layers, or share an adapter.
     """
 
     def __init__(self, stages: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
         self._stages = [_adapted_layers(stage) for stage in stages]
-        _check_alike(self._stages)
         self._dtype = dtype
+        self._active: int | None = None
         self._stack()
 
+    @torch.inference_mode(False)
     def _stack(self) -> None:
         """Move every factor into the stack, and lay out the scratch."""
+        _check_alike(self._stages)
         first = self._stages[0]
         self.ups, self.downs = self._stacked("lora_up"), self._stacked("lora_down")
         sizes = [layer.weight.numel() for layer in first]
@@ -92,7 +99,7 @@ class StageWeights:
         ]
         self._largest = max(sizes)
         self._table = self._make_table()
-        self._addresses = [self._addresses_of(layers) for layers in self._stages]
+        self._stacked_as = [self._identity_of(layers) for layers in self._stages]
 
     @torch.no_grad()
     def _stacked(self, name: str) -> Tensor:
@@ -122,18 +129,26 @@ class StageWeights:
         return torch.tensor(rows, dtype=torch.int64).to(self._stages[0][0].weight.device)
 
     @staticmethod
-    def _addresses_of(layers: list[FusedLoRAConv2d]) -> list[int]:
-        return [tensor.data_ptr() for layer in layers for tensor in _parts(layer)]
+    def _identity_of(layers: list[FusedLoRAConv2d]) -> list[tuple]:
+        """What the stack and its table hold of a stage besides values."""
+        return [(layer.scaling, *(tensor.data_ptr() for tensor in _parts(layer))) for layer in layers]
 
     def merge(self, stage: int) -> None:
         """Fill the scratch with the weights of `stage`, counted from 0: one launch on a GPU.
 
         Raises:
             IndexError: no such stage.
+            RuntimeError: within the context of another stage, whose layers read the scratch.
+            ValueError: the stages no longer share their layers.
         """
         if not 0 <= stage < len(self._stages):
             raise IndexError(f"StageWeights: expected a stage from 0 to {len(self._stages) - 1}, got {stage}")
-        if self._addresses_of(self._stages[stage]) != self._addresses[stage]:
+        if self._active not in (None, stage):
+            raise RuntimeError(
+                f"StageWeights: stage {stage} cannot be merged while stage {self._active} runs; leave its "
+                "context first"
+            )
+        if self._identity_of(self._stages[stage]) != self._stacked_as[stage]:
             # .to() or .half() has given the parameters other memory.
             self._stack()
         op = stage_merge_op(self.scratch)
@@ -147,12 +162,16 @@ class StageWeights:
     @contextmanager
     def stage(self, stage: int) -> Iterator[None]:
         """Merge `stage` and let its layers read the scratch until the context ends."""
+        if self._active is not None:
+            raise RuntimeError(f"StageWeights: stage {self._active} runs already; leave its context first")
         self.merge(stage)
         layers = self._stages[stage]
+        self._active = stage
         for layer, view in zip(layers, self._views, strict=True):
             layer.stage_weight = view
         try:
             yield
         finally:
+            self._active = None
             for layer in layers:
                 layer.stage_weight = None

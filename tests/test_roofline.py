@@ -54,7 +54,7 @@ def test_layers_know_their_rank_and_what_comes_after_them():
         assert layer.rank == math.ceil(min(layer.in_channels, layer.out_channels) / 10)
     assert (DECODER.in_channels, DECODER.second_in_channels, DECODER.activation) == (84, 28, "gelu")
     assert (RESIDUAL.residual, RESIDUAL.activation, RESIDUAL.rank) == (True, None, 3)
-    last = BY_NAME["28->1 1x1 @256 +residual"]
+    last = BY_NAME["28->1 1x1 @256"]
     assert (last.factor_shapes, last.padding) == (((1, 1), (1, 28)), (0, 0))
 
 

@@ -19,11 +19,7 @@ def adapted_view(base: nn.Module, gamma: float = 10, form: str = "reshape") -> n
     for parent in list(view.modules()):
         for name, child in parent.named_children():
             if type(child) in (nn.Conv2d, ConvAct):
-                activation = getattr(child, "activation", None)
-                adapted = FusedLoRAConv2d.from_conv(
-                    child, gamma=gamma, form=form, activation=activation, freeze=False
-                )
-                setattr(parent, name, adapted)
+                setattr(parent, name, FusedLoRAConv2d.from_conv(child, gamma=gamma, form=form, freeze=False))
             elif type(child) is nn.Linear:
                 setattr(parent, name, FusedLoRALinear.from_linear(child, gamma=gamma, freeze=False))
     return view

@@ -13,10 +13,12 @@ class ConvAct(nn.Conv2d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, size: int, activation: str | None = None):
+        if activation not in (None, "gelu"):
+            raise ValueError(f'ConvAct: activation must be None or "gelu", got {activation!r}')
         super().__init__(in_channels, out_channels, size, padding=size // 2)
         self.activation = activation
 
     def forward(self, input: Tensor, input2: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        output = super().forward(input if input2 is None else torch.cat([input, input2], 1))
+        output = super().forward(input if input2 is None else torch.cat([input, input2], -3))
         output = F.gelu(output) if self.activation == "gelu" else output
         return output if residual is None else output + residual

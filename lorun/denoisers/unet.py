@@ -66,7 +66,8 @@ class UNet(nn.Module):
         h = self.bottom(F.avg_pool2d(h2, 2))
         h = self.decoder2(_double(h), h2)
         h = self.decoder1(_double(h), h1)
-        return self.last(h, residual=x)
+        # Added in the image's own precision, also under autocast.
+        return x + self.last(h)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from lorun.adapters import adapted_view
 from lorun.denoisers import UNet
+from lorun.denoisers.conv import ConvAct
 
 
 def trained_like(**kwargs) -> UNet:
@@ -55,6 +57,21 @@ def test_the_noise_level_gets_a_gradient():
     level = torch.tensor(0.3, requires_grad=True)
     trained_like(width=4)(torch.rand(1, 1, 16, 16), level).sum().backward()
     assert level.grad.abs() > 0
+
+
+def test_an_adapted_view_computes_as_its_base_does_also_under_autocast():
+    net = trained_like(width=4)
+    view, x = adapted_view(net), torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(view(x, 0.1), net(x, 0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = view(x, 0.1), net(x, 0.1)
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+
+
+def test_unknown_activations_are_refused():
+    with pytest.raises(ValueError, match="activation must be None or"):
+        ConvAct(2, 3, 1, "relu")
 
 
 def test_bad_widths_are_refused():

@@ -57,6 +57,21 @@ def check_layer(layout: torch.memory_format, dtype: torch.dtype | None) -> None:
     _compare(call, [input, input2, residual, *tensors], {FORWARD, INPUT, ADAPTER}, dtype)
 
 
+def check_opcheck(layout: torch.memory_format) -> None:
+    """Fake tensors have the strides that the kernels' results get."""
+    layer, _ = _layer()
+    layer.to(memory_format=layout)
+    images = [torch.randn(2, c, 6, 5).to(memory_format=layout) for c in (4, 3, 5)]
+    geometry = (layer.stride, layer.padding, layer.dilation, 1, 1.0, "reshape")
+    parameters = (layer.weight, layer.lora_up, layer.lora_down)
+    args = (images[0], *parameters, layer.bias, *geometry, *images[1:], "gelu", 0.01, "triton")
+    with lk.use_backend("triton"):
+        torch.library.opcheck(torch.ops.lorun.lora_conv2d.default, args)
+        with torch.no_grad():
+            detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+            torch.library.opcheck(torch.ops.lorun.lora_conv2d_preactivation.default, detached)
+
+
 def check_not_a_number(activation: str) -> None:
     """One pixel that is not a number spoils what depends on it, and nothing else."""
     layer, _ = _layer(activation=activation)

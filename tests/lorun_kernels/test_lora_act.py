@@ -147,6 +147,7 @@ REFUSED = {
     "input2's dtype": ({"input2": torch.ones(2, 3, 7, 5).half()}, TypeError, "input2 must have the dtype"),
     "channels": ({"input2": torch.ones(2, 2, 7, 5)}, ValueError, "input must have 4 channels"),
     "residual": ({"residual": torch.ones(2, 6, 7, 1)}, ValueError, "residual must have the output's shape"),
+    "residual's rank": ({"residual": torch.ones(6, 7, 5)}, ValueError, "residual must have 4 dimensions"),
     "residual's dtype": ({"residual": torch.ones(2, 6, 7, 5).double()}, TypeError, "residual must have the"),
 }
 
@@ -189,13 +190,35 @@ def test_a_layer_without_a_low_rank_adapter_has_the_same_options():
     input, input2, residual = torch.randn(1, 1, 5, 5), torch.randn(1, 3, 5, 5), torch.randn(1, 4, 5, 5)
     plain = F.conv2d(torch.cat([input, input2], 1), layer.weight, layer.bias, padding=1, groups=4)
     torch.testing.assert_close(layer(input, input2, residual), plain.relu() + residual)
+    with pytest.raises(ValueError, match="residual must have the output's shape"):
+        layer(input, input2, residual[..., :1])
+    with pytest.raises(TypeError, match="residual must be a torch.Tensor"):
+        layer(input, input2, 2.0)
 
 
 def test_from_conv_takes_the_options_and_shows_them():
     layer = FusedLoRAConv2d.from_conv(torch.nn.Conv2d(2, 3, 1), activation="gelu")
     assert "activation='gelu'" in repr(layer)
+    named = torch.nn.Conv2d(2, 3, 1)
+    named.activation = "relu"
+    assert FusedLoRAConv2d.from_conv(named).activation == "relu"
     with pytest.raises(ValueError, match="activation must be one of"):
         FusedLoRAConv2d(2, 3, 1, activation="swish")
+    with pytest.raises(TypeError, match="negative_slope must be a number"):
+        FusedLoRAConv2d(2, 3, 1, activation="leaky_relu", negative_slope="a")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_inductor_trains_a_layer_of_either_layout(layout):
+    layer, *images = layer_case()
+    layer.to(memory_format=layout)
+    images = [image.to(memory_format=layout).requires_grad_() for image in images]
+    results = []
+    for function in (layer, torch.compile(layer, fullgraph=True)):
+        output = function(*images)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [*images, *layer.parameters()])])
+    for value, eager in zip(*results, strict=True):
+        torch.testing.assert_close(value, eager)
 
 
 def test_compiles_to_one_graph_and_exports():

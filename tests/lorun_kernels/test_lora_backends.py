@@ -30,6 +30,11 @@ def test_a_layer_with_every_option(interpret, layout, dtype):
     interpret("check_layer", layout, dtype)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(interpret, layout):
+    interpret("check_opcheck", layout)
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "leaky_relu"])
 def test_what_is_not_a_number_stays_so(interpret, activation):
     interpret("check_not_a_number", activation)

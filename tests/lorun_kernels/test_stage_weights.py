@@ -119,6 +119,60 @@ def test_under_autocast_the_scratch_has_its_type():
         assert torch.equal(run(stages, image, weights), run(stages, image))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_results_have_the_layout_that_they_have_outside(layout):
+    stages = make_stages().to(memory_format=layout)
+    weights = StageWeights(stages)
+    image = torch.randn(2, 3, 6, 7).to(memory_format=layout)
+    expected = stages[0][0](image)
+    with weights.stage(0):
+        assert stages[0][0](image).stride() == expected.stride()
+
+
+def test_stacking_in_inference_mode_leaves_parameters_that_train():
+    stages, image = make_stages(), torch.randn(1, 3, 5, 5)
+    with torch.inference_mode():
+        weights = StageWeights(stages)
+    stages.double()
+    with torch.inference_mode(), weights.stage(0):
+        stages[0](image.double())
+    run(stages, image.double(), weights).sum().backward()
+    assert all(p.grad is not None and not p.is_inference() for p in adapters(stages))
+
+
+def test_a_scaling_that_changes_is_followed():
+    stages, image = make_stages(), torch.randn(1, 3, 5, 5)
+    weights = StageWeights(stages)
+    for stage in stages:
+        stage[0].scaling = 3.0
+    assert torch.equal(run(stages, image, weights), run(stages, image))
+    stages[1][0].weight = nn.Parameter(torch.randn(5, 3, 3, 3))
+    with pytest.raises(ValueError, match="layer 0 of stage 1 must share its weight"):
+        weights.merge(1)
+
+
+def test_the_scratch_is_not_changed_under_a_running_stage():
+    stages = make_stages()
+    weights = StageWeights(stages)
+    with weights.stage(0):
+        weights.merge(0)
+        with pytest.raises(RuntimeError, match="stage 1 cannot be merged while stage 0 runs"):
+            weights.merge(1)
+        with pytest.raises(RuntimeError, match="stage 0 runs already"), weights.stage(0):
+            pass
+    with weights.stage(1):
+        pass
+
+
+def test_a_copy_made_in_a_stage_is_not_of_that_stage():
+    stages, image = make_stages(), torch.randn(1, 3, 5, 5)
+    expected = stages[0](image)
+    with StageWeights(stages).stage(0):
+        twin = copy.deepcopy(stages[0])
+    assert all(layer.stage_weight is None for layer in twin)
+    torch.testing.assert_close(twin(image), expected)
+
+
 def test_layers_are_released_at_the_end_and_after_an_error():
     stages = make_stages()
     weights = StageWeights(stages)
@@ -145,8 +199,10 @@ def test_refuses_by_name():
         StageWeights([stages[0], stages[1][0]])
     with pytest.raises(ValueError, match="layer 0 of stage 1 must share its weight with stage 0"):
         StageWeights([stages[0], make_stages(1)[0]])
+    with pytest.raises(ValueError, match="two layers share an adapter"):
+        StageWeights([stages[0], stages[0]])
     with pytest.raises(IndexError, match="expected a stage from 0 to 2, got 3"):
         StageWeights(stages).merge(3)
     weights = StageWeights(stages)
-    with weights.stage(0), pytest.raises(ValueError, match="merged must have the shape of weight"):
+    with weights.stage(0), pytest.raises(ValueError, match="give StageWeights the dtype"):
         stages[0].bfloat16()(torch.randn(1, 3, 5, 5).bfloat16())
