@@ -44,7 +44,9 @@ def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
 
 
 def _parts(layer: FusedLoRAConv2d) -> tuple[Tensor, Tensor, Tensor]:
-    return layer.weight, layer.lora_up, layer.lora_down
+    """Base, up and down, without nn.Module's slow attributes: every merge looks at all of them."""
+    parameters = layer._parameters
+    return parameters["weight"], parameters["lora_up"], parameters["lora_down"]
 
 
 class StageWeights:
@@ -60,9 +62,10 @@ class StageWeights:
 
     Every `lora_up` and `lora_down` stays the Parameter it was, of the same name and optimizer; its memory
     becomes a part of the stack. Loading other adapters writes there, so that a captured CUDA graph replays
-    with them. In training the forward pass reads the scratch, and a layer's backward pass merges W for
-    itself: nothing is kept per stage. While a stage's context is open, no parameter may change, and nothing
-    be exported: the scratch would not follow. Not for threads that run stages of one network at a time.
+    with them; after ``.to()`` or another scaling, merge once and capture again. In training the forward pass
+    reads the scratch, and a layer's backward pass merges W for itself: nothing is kept per stage. While a
+    stage's context is open, no parameter may change, and nothing be exported: the scratch would not follow.
+    Not for threads that run stages of one network at a time.
     ``torch.save`` of one adapter stores its whole stack; safetensors, or a clone, does not.
 
     Args:
@@ -168,10 +171,10 @@ class StageWeights:
         layers = self._stages[stage]
         self._active = stage
         for layer, view in zip(layers, self._views, strict=True):
-            layer.stage_weight = view
+            layer.__dict__["stage_weight"] = view
         try:
             yield
         finally:
             self._active = None
             for layer in layers:
-                layer.stage_weight = None
+                layer.__dict__.pop("stage_weight", None)

@@ -33,12 +33,18 @@ inline cudaError_t multiprocessors(int* count) {
   return device_attribute(cudaDevAttrMultiProcessorCount, count);
 }
 
+// Always asks for the most: a call that asked for less would take it from another thread's launch.
 template <typename... Params>
 cudaError_t allow_shared(void (*kernel)(Params...), int64_t shared) {
   if (shared <= kSharedUnasked) {
     return cudaSuccess;
   }
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  int64_t limit = 0;
+  const cudaError_t error = shared_limit(&limit);
+  if (error != cudaSuccess || shared > limit) {
+    return error != cudaSuccess ? error : cudaErrorInvalidValue;
+  }
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
 }
 
 // How many blocks run beside each other on a multiprocessor.

@@ -47,7 +47,7 @@ def _add_products(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=images.SIZES)
 def _conv_kernel(
     data, strides, data2, strides2, weight, bias,
     residual, residual_strides, preactivation, preactivation_strides,
@@ -103,7 +103,7 @@ def _merged_taps(
     return taps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=images.SIZES)
 def _stationary_kernel(
     data, strides, weight, up, down, bias,
     residual, residual_strides, preactivation, preactivation_strides,

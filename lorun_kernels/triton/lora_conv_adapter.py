@@ -58,7 +58,7 @@ def _add(to, value, inside, ATOMIC: tl.constexpr):
         tl.store(to, value, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=images.SIZES)
 def _adapter_kernel(
     grad, grad_strides, data, strides, up, down, grad_up, grad_down, up_part, down_part, scaling,
     height, width, out_height, out_width, tiles, tiles_h, tiles_w, splits,

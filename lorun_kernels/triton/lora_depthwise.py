@@ -49,7 +49,7 @@ def _merged_taps(
     return taps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=images.SIZES)
 def _depthwise_kernel(
     data, strides, weight, up, down, bias,
     residual, residual_strides, preactivation, preactivation_strides, output, output_strides,
@@ -83,7 +83,7 @@ def _depthwise_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=images.SIZES)
 def _weight_sums_kernel(
     grad, grad_strides, data, strides, sums,
     height, width, out_height, out_width, tiles, tiles_h, tiles_w,

@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Arguments of kernels that Triton would compile anew for every image size.
+SIZES = ["height", "width", "out_height", "out_width", "tiles", "tiles_h", "tiles_w", "splits"]
+
 
 @triton.jit
 def pixel_tile(tile, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):

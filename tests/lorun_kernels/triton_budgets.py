@@ -243,7 +243,7 @@ BUDGETS = [
     Budget("cassi pgd backward with mask", "_mask_grad_kernel", "channels_last", (96, 128, 128), 8192),
     Budget("cassi hqs backward with mask", "_step_backward_kernel", "channels_last", (112, 112, 112), 8192),
     Budget("cassi hqs backward with mask", "_mask_grad_kernel", "channels_last", (128, 128, 128), 8192),
-    Budget("lora forward", "_stationary_kernel", "16-bit", (208, 176, 64), 128000),
+    Budget("lora forward", "_stationary_kernel", "16-bit", (208, 176, 72), 128000),
     Budget("lora forward", "_merge_kernel", "16-bit", (88, 72, 72), 10240),
     Budget("lora forward", "_conv_kernel", "16-bit", (152, 128, 80), 74752),
     Budget("lora forward", "_depthwise_kernel", "16-bit", (128, 144, 144), 1024),
