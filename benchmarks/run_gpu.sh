@@ -32,7 +32,7 @@ run() {
   shift 2
   # No benchmark starts in the last seconds, and an interrupted run writes its results too.
   LORUN_BENCHMARK_SECONDS=$((seconds - 10)) timeout -s INT -k 10 "$seconds" \
-    "$python" -m pytest -q "$@" 2>&1 | tee "$out/$name.log" || failed=1
+    "$python" -m pytest -q "$@" 2>&1 | tee "$out/$name.log"
 }
 # Triton compiles the benchmark's kernels beside the tests: a hundred of them would not fit into its time.
 warming=()
@@ -40,9 +40,18 @@ for part in 0 1 2 3; do
   timeout 170 "$python" -m benchmarks.lora_candidates "$part" 4 >"$out/warm_up_$part.log" 2>&1 &
   warming+=($!)
 done
-run tests 180 -m gpu $(gpu_files tests) --junitxml="$out/tests.xml"
+# Most of a test's time is Triton compiling on one core: files and backends run side by side.
+testing=()
+for file in $(gpu_files tests); do
+  for backend in triton "not triton"; do
+    name=$(basename "$file" .py)_${backend// /_}
+    run "$name" 180 -m gpu -k "$backend" "$file" --junitxml="$out/$name.xml" &
+    testing+=($!)
+  done
+done
+for test in "${testing[@]}"; do wait "$test" || failed=1; done
 wait "${warming[@]}" || echo "warming up has failed: see warm_up_*.log"
-run lora 190 -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json"
-run cassi 55 -m gpu benchmarks/test_cassi_gpu.py --benchmark-json="$out/benchmarks.json"
-run backends 25 benchmarks/test_backends.py -k cuda --benchmark-json="$out/backends.json"
+run lora 190 -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json" || failed=1
+run cassi 55 -m gpu benchmarks/test_cassi_gpu.py --benchmark-json="$out/benchmarks.json" || failed=1
+run backends 25 benchmarks/test_backends.py -k cuda --benchmark-json="$out/backends.json" || failed=1
 exit $failed
