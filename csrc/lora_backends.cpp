@@ -1,5 +1,7 @@
 #include "lora_backends.h"
 
+#include <algorithm>
+
 #include "backends.h"
 
 namespace lorun::lora_backend {
@@ -32,6 +34,32 @@ MaybeTensor channels_together(const MaybeTensor& image) {
 
 MaybeTensor contiguous(const MaybeTensor& tensor) {
   return tensor ? std::optional(tensor->contiguous()) : std::nullopt;
+}
+
+// Whether not even a slice of W of 16 channels stays in a multiprocessor: a block of lorun_cuda would merge
+// it again for every tile of pixels.
+bool outgrows_a_block(const Tensor& weight, at::ScalarType dtype) {
+  constexpr int64_t kSlice = 16;
+  constexpr int64_t kBytes = 96 * 1024;
+  const int64_t taps = weight.size(2) * weight.size(3);
+  return std::max(weight.size(0), weight.size(1)) * taps * kSlice * at::elementSize(dtype) > kBytes;
+}
+
+// W as a kernel is given it: in parts, or merged.
+struct Given {
+  Tensor weight;
+  MaybeTensor up, down;
+};
+
+Given given(string_view backend, const Convolution& conv, const Tensor& weight, const MaybeTensor& up,
+            const MaybeTensor& down, at::ScalarType dtype) {
+  if (backend == "cuda" && up && conv.groups == 1 && outgrows_a_block(weight, dtype)) {
+    const Tensor merged = merge(weight, *up, *down, conv.scaling, at::MemoryFormat::ChannelsLast, dtype);
+    if (merged.defined()) {
+      return {merged, std::nullopt, std::nullopt};
+    }
+  }
+  return {weight, contiguous(up), contiguous(down)};
 }
 
 bool tf32_allowed() { return at::globalContext().allowTF32CuBLAS(); }
@@ -71,18 +99,20 @@ void forward(string_view backend, const Convolution& conv, const Tensor& input, 
              const Tensor& weight, const MaybeTensor& up, const MaybeTensor& down, const MaybeTensor& bias,
              const MaybeTensor& residual, string_view activation, double slope, const Tensor& output,
              const Tensor& preactivation) {
-  call_raw_op(backend, "lora_conv2d", channels_together(input), channels_together(input2), weight,
-              contiguous(up), contiguous(down), contiguous(bias), channels_together(residual), conv.stride,
-              conv.padding, conv.dilation, conv.groups, conv.scaling, std::string(activation), slope,
-              tf32_allowed(), output, optional(preactivation));
+  const Given w = given(backend, conv, weight, up, down, input.scalar_type());
+  call_raw_op(backend, "lora_conv2d", channels_together(input), channels_together(input2), w.weight, w.up,
+              w.down, contiguous(bias), channels_together(residual), conv.stride, conv.padding, conv.dilation,
+              conv.groups, conv.scaling, std::string(activation), slope, tf32_allowed(), output,
+              optional(preactivation));
 }
 
 void grad_input_into(string_view backend, const Convolution& conv, const Tensor& grad, const Tensor& weight,
                      const Tensor& up, const Tensor& down, const Tensor& grad_input,
                      const Tensor& grad_input2) {
-  call_raw_op(backend, "lora_conv2d_grad_input", channels_together(grad), weight, up.contiguous(),
-              down.contiguous(), conv.stride, conv.padding, conv.dilation, conv.groups, conv.scaling,
-              tf32_allowed(), grad_input, optional(grad_input2));
+  const Given w = given(backend, conv, weight, up, down, grad.scalar_type());
+  call_raw_op(backend, "lora_conv2d_grad_input", channels_together(grad), w.weight, w.up, w.down, conv.stride,
+              conv.padding, conv.dilation, conv.groups, conv.scaling, tf32_allowed(), grad_input,
+              optional(grad_input2));
 }
 
 std::pair<Tensor, Tensor> grad_input(string_view backend, const Convolution& conv, const Tensor& grad,

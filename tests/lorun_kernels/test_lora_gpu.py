@@ -41,6 +41,7 @@ ODD = {
     "depthwise factored": {
         "in_channels": 29, "out_channels": 29, "groups": 29, "rank": 2, "form": "factored", "size": (2, 9, 9),
     },
+    "512->512": {"in_channels": 512, "out_channels": 512, "rank": 2, "size": (1, 9, 9)},
     "grouped": {"in_channels": 8, "out_channels": 8, "groups": 2, "size": (2, 9, 11)},
 }  # fmt: skip
 CASES = {
