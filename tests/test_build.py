@@ -208,8 +208,10 @@ def test_the_cuda_library_needs_only_the_stable_abi_and_registers_its_ops(source
         [sys.executable, "-c", REGISTER, library], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    ops = ("forward", "adjoint", "mask_grad", "step", "step_backward")
-    assert sorted(json.loads(done.stdout)) == sorted(f"lorun_cuda::cassi_{op}" for op in ops)
+    cassi = ("forward", "adjoint", "mask_grad", "step", "step_backward")
+    lora = ("conv2d", "conv2d_grad_input", "conv2d_grad_adapter", "merge", "merge_stage")
+    ops = [*(f"cassi_{op}" for op in cassi), *(f"lora_{op}" for op in lora)]
+    assert sorted(json.loads(done.stdout)) == sorted(f"lorun_cuda::{op}" for op in ops)
 
 
 @pytest.mark.parametrize(
