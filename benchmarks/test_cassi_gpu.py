@@ -5,7 +5,6 @@ Each call reads an input that the cache does not hold: inputs rotate through mor
 
 from __future__ import annotations
 
-import random
 import statistics
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 
 import lorun_kernels as lk
 from benchmarks.cassi_peers import RollStep, pad
+from benchmarks.gpu_timing import milliseconds, variants
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,40 +20,19 @@ pytestmark = [
 ]
 
 ROUNDS = 30
-ROTATED_BYTES = 512 * 2**20
+# How long the GPU is kept busy before a call: less than before a layer, which has more to launch.
+CYCLES = 200_000
 SHAPES = [(8, 28, 256, 256), (1, 28, 660, 660)]
 DTYPES = [torch.float32, torch.bfloat16]
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 BACKENDS = ["cuda", "triton"]
 
 
-def _milliseconds(calls: dict, variants: int) -> dict[str, list[float]]:
-    """Every call of every candidate in rounds of random order; call(i) uses input i of `variants`."""
-    for call in calls.values():
-        for i in range(3):
-            call(i % variants)
-    events = {name: [] for name in calls}
-    order = list(calls.items())
-    shuffle = random.Random(0).shuffle
-    for i in range(ROUNDS):
-        shuffle(order)
-        for name, call in order:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            # The GPU is kept busy meanwhile, so that launching is not what is timed.
-            torch.cuda._sleep(200_000)
-            start.record()
-            call(i % variants)
-            end.record()
-            events[name].append((start, end))
-        torch.cuda.synchronize()
-    return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}
-
-
 def _scene(shape, dtype, layout):
     batch, bands, height, width = shape
     cube_bytes = dtype.itemsize * batch * bands * height * width
-    variants = max(2, ROTATED_BYTES // cube_bytes)
-    cubes = [torch.rand(shape, device="cuda").to(dtype).to(memory_format=layout) for _ in range(variants)]
+    count = variants(cube_bytes)
+    cubes = [torch.rand(shape, device="cuda").to(dtype).to(memory_format=layout) for _ in range(count)]
     y = torch.rand(batch, height, width + 2 * (bands - 1), device="cuda").to(dtype)
     mask = torch.rand(height, width, device="cuda").to(dtype)
     return cubes, y, mask, torch.tensor(0.5, device="cuda")
@@ -104,7 +83,7 @@ def test_bandwidth(benchmark, gpu_table, op, shape, dtype, layout):
     # A step reads and writes the cube as a copy does; an operator does one of the two.
     cube_bytes = cubes[0].numel() * dtype.itemsize
     traffic = y.numel() * dtype.itemsize + cube_bytes * (1 if op in ("forward", "adjoint") else 2)
-    times = _milliseconds(calls, len(cubes))
+    times = milliseconds(calls, len(cubes), ROUNDS, CYCLES)
     median = {name: statistics.median(values) for name, values in times.items()}
     copy_rate = 2 * cube_bytes / median["copy"]
     for backend in BACKENDS:

@@ -102,24 +102,14 @@ Tensor joined(const Tensor& input, const MaybeTensor& input2) {
   return input2 ? at::cat({input, *input2}, 1) : input;
 }
 
-Tensor activated(const Tensor& z, string_view activation, double slope) {
+// to = activation(z); to may be z itself.
+void activate(const Tensor& z, string_view activation, double slope, Tensor& to) {
   if (activation == "relu") {
-    return at::relu(z);
-  }
-  if (activation == "gelu") {
-    return at::gelu(z);
-  }
-  return activation == "leaky_relu" ? at::leaky_relu(z, slope) : z;
-}
-
-// In place: the convolution's result is nobody else's.
-void activate_(Tensor& z, string_view activation, double slope) {
-  if (activation == "relu") {
-    at::relu_(z);
+    at::clamp_min_out(to, z, 0);
   } else if (activation == "gelu") {
-    at::gelu_(z);
+    at::gelu_out(to, z);
   } else if (activation == "leaky_relu") {
-    at::leaky_relu_(z, slope);
+    at::leaky_relu_out(to, z, slope);
   }
 }
 
@@ -169,12 +159,12 @@ Result forward(const Tensor& input, const Tensor& weight, const Tensor& up, cons
     const Tensor full = merged ? merged->contiguous(convolution_layout(batch, weight))
                                : merge_for(batch, weight, up, down, scaling);
     result.output = convolved(batch, batch2, full, bias, stride, padding, dilation, groups);
+    const Tensor z = result.output;
     if (keep_preactivation) {
-      result.preactivation = result.output;
-      result.output = activated(result.preactivation, activation, slope);
-    } else {
-      activate_(result.output, activation, slope);
+      result.preactivation = z;
+      result.output = at::empty_like(z);
     }
+    activate(z, activation, slope, result.output);
     if (residual4) {
       check_residual_shape(*residual4, result.output);
       result.output.add_(*residual4);

@@ -207,18 +207,9 @@ def lora_conv2d(
     ``torch.vmap`` work. Second-order gradients and ``torch.func.grad`` do not, and say so:
     ``lorun_kernels.reference.lora_conv2d`` is the differentiable definition.
     """
-    check_tensors("lora_conv2d", weight=weight, lora_up=lora_up, lora_down=lora_down)
-    check_input("lora_conv2d", input, weight)
-    stride = _pair("stride", stride, 1)
-    dilation = _pair("dilation", dilation, 1)
-    if isinstance(padding, str):
-        input, padding = resolve_padding(input, weight, stride, padding, dilation)
-    else:
-        padding = _pair("padding", padding, 0)
-    args = (input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form)
-    if uses_reference():
-        return reference.lora_conv2d(*args)
-    return _op(*args, backend=lora_backend(input, weight))
+    return lora_conv2d_act(
+        input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form
+    )
 
 
 def activation_name(activation: str | None) -> str:
@@ -253,8 +244,7 @@ def lora_conv2d_act(
     The GPU kernels read the second input where it lies and apply bias, activation and residual before the
     result is stored: each would otherwise be another pass over memory. Through ATen it is the same function
     in several passes. Under ``torch.autocast`` `input2` and `residual` are converted as `input` is. Autograd
-    keeps what the activation was given, besides what
-    :func:`lora_conv2d` keeps, and never the concatenation.
+    keeps what the activation was given, besides what :func:`lora_conv2d` keeps, and never the concatenation.
 
     Args:
         input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form: as in
@@ -289,6 +279,7 @@ def lora_conv2d_act(
 
 
 def check_images(**images: Tensor | None) -> None:
+    """Name the first image that is neither a tensor nor absent."""
     for name, image in images.items():
         if image is not None and not isinstance(image, Tensor):
             raise TypeError(f"lora_conv2d: {name} must be a torch.Tensor or None, got {type(image).__name__}")

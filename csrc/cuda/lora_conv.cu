@@ -252,10 +252,9 @@ cudaError_t conv(const Problem& problem, Image input, Image input2, const Weight
     return depthwise(problem, input, input2, weight, epilogue, output, preactivation, stream);
   }
   Task task = task_for(problem, weight);
-  task.sizes.y = forward_axis(problem.height, problem.out_height, problem.kernel_h, problem.stride_h,
-                              problem.padding_h, problem.dilation_h);
-  task.sizes.x = forward_axis(problem.width, problem.out_width, problem.kernel_w, problem.stride_w,
-                              problem.padding_w, problem.dilation_w);
+  const Axes axes = forward_axes(problem);
+  task.sizes.y = axes.y;
+  task.sizes.x = axes.x;
   task.sizes.in_channels = problem.in_channels;
   task.sizes.out_channels = problem.out_channels;
   task.in = {input, input2, problem.in_channels - problem.second_in_channels};
@@ -276,19 +275,11 @@ cudaError_t conv_grad_input(const Problem& problem, Image grad, const Weight& we
   task.sizes.out_channels = problem.in_channels;
   task.in = {grad, Image{}, problem.out_channels};
   task.out = {grad_input, grad_input2, problem.in_channels - problem.second_in_channels};
-  for (int y = 0; y < std::min(problem.stride_h, problem.height); ++y) {
-    for (int x = 0; x < std::min(problem.stride_w, problem.width); ++x) {
-      task.sizes.y = grad_axis(y, problem.height, problem.out_height, problem.kernel_h, problem.stride_h,
-                               problem.padding_h, problem.dilation_h);
-      task.sizes.x = grad_axis(x, problem.width, problem.out_width, problem.kernel_w, problem.stride_w,
-                               problem.padding_w, problem.dilation_w);
-      const cudaError_t error = launch(problem, task, stream);
-      if (error != cudaSuccess) {
-        return error;
-      }
-    }
-  }
-  return cudaSuccess;
+  return for_phases(problem, [&](const Axes& axes) {
+    task.sizes.y = axes.y;
+    task.sizes.x = axes.x;
+    return launch(problem, task, stream);
+  });
 }
 
 }  // namespace lorun::lora::cuda

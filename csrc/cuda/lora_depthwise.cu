@@ -228,10 +228,9 @@ cudaError_t depthwise(const Problem& problem, Image input, Image input2, const W
                {output, Image{}, problem.out_channels});
   task.epilogue = epilogue;
   task.preactivation = preactivation;
-  task.y = forward_axis(problem.height, problem.out_height, problem.kernel_h, problem.stride_h,
-                        problem.padding_h, problem.dilation_h);
-  task.x = forward_axis(problem.width, problem.out_width, problem.kernel_w, problem.stride_w,
-                        problem.padding_w, problem.dilation_w);
+  const Axes axes = forward_axes(problem);
+  task.y = axes.y;
+  task.x = axes.x;
   return launch(problem, task, stream);
 }
 
@@ -239,19 +238,11 @@ cudaError_t depthwise_grad_input(const Problem& problem, Image grad, const Weigh
                                  Image grad_input2, cudaStream_t stream) {
   DepthwiseTask task = task_for(problem, weight, {grad, Image{}, problem.out_channels},
                                 {grad_input, grad_input2, problem.in_channels - problem.second_in_channels});
-  for (int y = 0; y < std::min(problem.stride_h, problem.height); ++y) {
-    for (int x = 0; x < std::min(problem.stride_w, problem.width); ++x) {
-      task.y = grad_axis(y, problem.height, problem.out_height, problem.kernel_h, problem.stride_h,
-                         problem.padding_h, problem.dilation_h);
-      task.x = grad_axis(x, problem.width, problem.out_width, problem.kernel_w, problem.stride_w,
-                         problem.padding_w, problem.dilation_w);
-      const cudaError_t error = launch(problem, task, stream);
-      if (error != cudaSuccess) {
-        return error;
-      }
-    }
-  }
-  return cudaSuccess;
+  return for_phases(problem, [&](const Axes& axes) {
+    task.y = axes.y;
+    task.x = axes.x;
+    return launch(problem, task, stream);
+  });
 }
 
 }  // namespace lorun::lora::cuda

@@ -1,25 +1,14 @@
 // Runs every CASSI kernel once on a small problem, for ThreadSanitizer to watch.
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "cuda/cassi.h"
+#include "races.h"
 
 using namespace lorun::cassi;
-
-extern "C" void cuda_on_host_set_shared_limit(int bytes);
 
 namespace {
 
 constexpr int64_t kBatch = 2, kBands = 5, kHeight = 2, kWidth = 36, kMeasured = kWidth + 2 * (kBands - 1);
-
-std::vector<float> random_values(int64_t count) {
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = static_cast<float>(std::rand()) / RAND_MAX;
-  }
-  return values;
-}
 
 Cube planar(std::vector<float>& values) {
   return {values.data(), kBands * kHeight * kWidth, kHeight * kWidth, kWidth, 1};
@@ -30,13 +19,6 @@ Cube channels_last(std::vector<float>& values) {
 }
 
 Cube flat(std::vector<float>& values) { return {values.data(), 0, 0, kWidth, 1}; }
-
-void expect(cudaError_t error) {
-  if (error != cudaSuccess) {
-    std::printf("a launch failed with error %d\n", error);
-    std::exit(1);
-  }
-}
 
 using Layout = Cube (*)(std::vector<float>&);
 

@@ -1,24 +1,15 @@
 // Runs the adapter's gradients, depthwise convolutions and merges on small problems, for ThreadSanitizer to
 // watch.
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "cuda/lora_depthwise.h"
+#include "races.h"
 
 using namespace lorun::lora;
 
 namespace {
 
 constexpr int kHeight = 9, kWidth = 17, kKernel = 3, kRank = 2, kInner = kRank * kKernel;
-
-std::vector<float> random_values(int64_t count) {
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = static_cast<float>(std::rand()) / RAND_MAX;
-  }
-  return values;
-}
 
 struct Picture {
   explicit Picture(int channels)
@@ -28,13 +19,6 @@ struct Picture {
   std::vector<float> values;
   Image image;
 };
-
-void expect(cudaError_t error) {
-  if (error != cudaSuccess) {
-    std::printf("a launch failed with error %d\n", error);
-    std::exit(1);
-  }
-}
 
 struct Layer {
   Layer(int ins, int outs, int groups)

@@ -1,25 +1,14 @@
 // Runs the convolution and its input gradient on small problems, for ThreadSanitizer to watch.
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "cuda/lora_conv.h"
+#include "races.h"
 
 using namespace lorun::lora;
-
-extern "C" void cuda_on_host_set_shared_limit(int bytes);
 
 namespace {
 
 constexpr int kBatch = 2, kHeight = 5, kWidth = 7, kIns = 20, kSecond = 8, kOuts = 12, kKernel = 3, kRank = 1;
-
-std::vector<float> random_values(int64_t count) {
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = static_cast<float>(std::rand()) / RAND_MAX;
-  }
-  return values;
-}
 
 struct Picture {
   explicit Picture(int channels)
@@ -29,13 +18,6 @@ struct Picture {
   std::vector<float> values;
   Image image;
 };
-
-void expect(cudaError_t error) {
-  if (error != cudaSuccess) {
-    std::printf("a launch failed with error %d\n", error);
-    std::exit(1);
-  }
-}
 
 void run(bool tf32) {
   std::vector<float> base = random_values(kOuts * kIns * kKernel * kKernel), bias = random_values(kOuts);

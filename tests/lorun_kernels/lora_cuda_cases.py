@@ -1,4 +1,4 @@
-"""Low-rank convolutions for tests of the CUDA kernels, and how far rounding may lead from their results."""
+"""Low-rank convolutions for tests of the CUDA kernels, their checks, and how far rounding may lead."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
-from lora_launchers import Adapted, Geometry  # noqa: E402
+from lora_launchers import Adapted, Geometry, LoraConv  # noqa: E402
+
+from lorun_kernels import reference  # noqa: E402
 
 # Half the distance of 1 to the next number.
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -64,6 +67,10 @@ class Case:
 
     def out_image(self, dtype: torch.dtype) -> Tensor:
         return self.image(self.channels[1], self.out_size, dtype)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        groups = self.geometry.groups
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, groups)
 
     def adapted(self, dtype: torch.dtype) -> Adapted:
         """Values for which sums of products are near 1."""
@@ -191,3 +198,61 @@ class Expected:
         stored = UNIT[self.dtype] * (expected.abs() + bound) + SMALLEST[self.dtype]
         excess = (value.double() - expected).abs() - bound - stored
         assert bool((excess <= 0).all()), f"off by {excess.max().item()} more than rounding explains"
+
+
+# No activation here is steeper than the GELU.
+STEEPEST = 1.13
+
+
+def check_conv(lora: LoraConv, case: Case, dtype: torch.dtype, tf32: bool = False) -> None:
+    input, input2 = case.images(dtype)
+    adapted = case.adapted(dtype)
+    expected = Expected(case, adapted, dtype, tf32)
+    bias = torch.randn(case.channels[1]).to(dtype) if case.bias else None
+    residual = case.out_image(dtype) if case.residual else None
+    output, preactivation = lora.conv(
+        input,
+        adapted,
+        case.geometry,
+        case.out_image(dtype),
+        input2,
+        bias,
+        case.activation,
+        0.1,
+        residual,
+        case.out_image(dtype) if case.preactivation else None,
+        tf32,
+    )
+    whole = input if input2 is None else torch.cat([input, input2], 1)
+    z, bound = expected.product(whole, case.convolve, expected.weight[0].numel())
+    if bias is not None:
+        z = z + bias.double()[:, None, None]
+        bound = bound + UNIT[torch.float32] * z.abs()
+    if case.preactivation:
+        expected.assert_close(preactivation, z, bound)
+    result = reference.activate(z, None if case.activation == "none" else case.activation, 0.1)
+    bound = STEEPEST * bound + 8 * UNIT[torch.float32] * z.abs()
+    if residual is not None:
+        result = result + residual.double()
+        bound = bound + UNIT[torch.float32] * result.abs()
+    expected.assert_close(output, result, bound)
+
+
+def check_grad_input(lora: LoraConv, case: Case, dtype: torch.dtype, tf32: bool = False) -> None:
+    like, like2 = case.images(dtype)
+    adapted = case.adapted(dtype)
+    expected = Expected(case, adapted, dtype, tf32)
+    grad = case.out_image(dtype)
+    first, second = lora.grad_input(grad, adapted, case.geometry, like, like2, tf32)
+    ins, outs = case.channels
+
+    def multiply(grad: Tensor, weight: Tensor) -> Tensor:
+        x = torch.zeros((case.size[0], ins, *case.size[1:]), dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(case.convolve(x, weight), x, grad)[0]
+
+    terms = outs // case.geometry.groups * case.kernel[0] * case.kernel[1]
+    result, bound = expected.product(grad, multiply, terms)
+    split = ins - case.second
+    expected.assert_close(first, result[:, :split], bound[:, :split])
+    if second is not None:
+        expected.assert_close(second, result[:, split:], bound[:, split:])

@@ -12,24 +12,25 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
 import emulator  # noqa: E402
-from lora_cuda_cases import CASES, MODES, REAL_LAYERS, SHAPES, UNIT, Case, Expected  # noqa: E402
+from lora_cuda_cases import (  # noqa: E402
+    CASES,
+    MODES,
+    REAL_LAYERS,
+    SHAPES,
+    Case,
+    check_conv,
+    check_grad_input,
+)
 from lora_launchers import Adapted, LoraConv, UnguardedCall, problem_view  # noqa: E402
-
-from lorun_kernels import reference  # noqa: E402
 
 if emulator.compiler() is None:
     pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
 
 WHOLE_SHARED_MEMORY = 227 * 1024
 SOURCES = ["lora_conv.cu", "lora_depthwise.cu"]
-
-# No activation here is steeper than the GELU.
-STEEPEST = 1.13
 
 
 def load(folder: Path, *flags: str) -> ctypes.CDLL:
@@ -57,64 +58,6 @@ def lora(library):
 @pytest.fixture(params=MODES.values(), ids=MODES.keys())
 def mode(request) -> tuple[torch.dtype, bool]:
     return request.param
-
-
-def check_conv(lora: LoraConv, case: Case, dtype: torch.dtype, tf32: bool) -> None:
-    input, input2 = case.images(dtype)
-    adapted = case.adapted(dtype)
-    expected = Expected(case, adapted, dtype, tf32)
-    bias = torch.randn(case.channels[1]).to(dtype) if case.bias else None
-    residual = case.out_image(dtype) if case.residual else None
-    output, preactivation = lora.conv(
-        input,
-        adapted,
-        case.geometry,
-        case.out_image(dtype),
-        input2,
-        bias,
-        case.activation,
-        0.1,
-        residual,
-        case.out_image(dtype) if case.preactivation else None,
-        tf32,
-    )
-    whole = input if input2 is None else torch.cat([input, input2], 1)
-
-    def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, case.stride, case.padding, case.dilation)
-
-    z, bound = expected.product(whole, multiply, expected.weight[0].numel())
-    if bias is not None:
-        z = z + bias.double()[:, None, None]
-        bound = bound + UNIT[torch.float32] * z.abs()
-    if case.preactivation:
-        expected.assert_close(preactivation, z, bound)
-    result = reference.activate(z, None if case.activation == "none" else case.activation, 0.1)
-    bound = STEEPEST * bound + 8 * UNIT[torch.float32] * z.abs()
-    if residual is not None:
-        result = result + residual.double()
-        bound = bound + UNIT[torch.float32] * result.abs()
-    expected.assert_close(output, result, bound)
-
-
-def check_grad_input(lora: LoraConv, case: Case, dtype: torch.dtype, tf32: bool) -> None:
-    like, like2 = case.images(dtype)
-    adapted = case.adapted(dtype)
-    expected = Expected(case, adapted, dtype, tf32)
-    grad = case.out_image(dtype)
-    first, second = lora.grad_input(grad, adapted, case.geometry, like, like2, tf32)
-    shape = (case.size[0], case.channels[0], *case.size[1:])
-
-    def multiply(grad: Tensor, weight: Tensor) -> Tensor:
-        x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-        y = F.conv2d(x, weight, None, case.stride, case.padding, case.dilation)
-        return torch.autograd.grad(y, x, grad)[0]
-
-    result, bound = expected.product(grad, multiply, case.channels[1] * case.kernel[0] * case.kernel[1])
-    split = case.channels[0] - case.second
-    expected.assert_close(first, result[:, :split], bound[:, :split])
-    if second is not None:
-        expected.assert_close(second, result[:, split:], bound[:, split:])
 
 
 # Both sizes of elements see every shape.

@@ -16,6 +16,7 @@ from torch.nn.grad import conv2d_weight
 
 sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
 import emulator  # noqa: E402
+import lora_cuda_cases as cases  # noqa: E402
 from lora_adapter_launchers import LoraAdapter  # noqa: E402
 from lora_launchers import (  # noqa: E402
     Adapted,
@@ -32,54 +33,29 @@ if emulator.compiler() is None:
     pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
 
 SOURCES = ["lora_conv_adapter.cu", "lora_depthwise_adapter.cu"]
-# Half the distance of 1 to the next float.
-UNIT = 2.0**-24
-MODES = {
-    "float32": (torch.float32, False),
-    "tf32": (torch.float32, True),
-    "float16": (torch.float16, False),
-    "bfloat16": (torch.bfloat16, False),
-}
+# Sums are kept in float.
+UNIT = cases.UNIT[torch.float32]
+MODES = cases.MODES
 
 
 @dataclass(frozen=True)
-class Case:
-    channels: tuple[int, int] = (5, 7)
-    kernel: tuple[int, int] = (3, 3)
-    size: tuple[int, int, int] = (2, 5, 7)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
+class Case(cases.Case):
     groups: int = 1
-    rank: int = 2
-    form: str = "reshape"
-    second: int = 0
-    sliced: bool = False
-    float_factors: bool = False
 
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.stride, self.padding, self.dilation, self.groups)
 
-    def image(self, channels: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        batch, (height, width) = self.size[0], size
-        if not self.sliced:
-            return torch.randn(batch, height, width, channels).to(dtype).permute(0, 3, 1, 2)
-        wide = torch.randn(batch + 1, height + 2, width + 3, channels + 4).to(dtype).permute(0, 3, 1, 2)
-        return wide[1:, 3:-1, 1:-1, 2:-1]
-
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Adapted]:
         """(grad, input, input2, the adapted weight)."""
         (ins, outs), (kh, kw) = self.channels, self.kernel
-        grad = self.image(outs, self.geometry.out_size(self.size[1:], self.kernel), dtype)
-        input = self.image(ins - self.second, self.size[1:], dtype)
-        input2 = self.image(self.second, self.size[1:], dtype) if self.second else None
+        grad, (input, input2) = self.out_image(dtype), self.images(dtype)
         inner = self.rank * min(kh, kw) if self.form == "reshape" else self.rank
         own = ins // self.groups
         rows, columns = (outs // self.groups * kh, ins * kw)
         if self.form == "factored":
             rows, columns = outs, own * kh * kw
-        dtype = torch.float32 if self.float_factors else dtype
+        dtype = torch.float32 if self.float_weight else dtype
         factors = [torch.randn(shape).to(dtype) for shape in ((rows, inner), (inner, columns))]
         return grad, input, input2, Adapted(torch.zeros(outs, own, kh, kw, dtype=dtype), *factors, 0.5)
 
@@ -119,7 +95,7 @@ SHAPES = {
 OPTIONS = {
     "factored": Case((12, 8), form="factored", rank=9),
     "rank 5": Case((12, 8), rank=5),
-    "float factors": Case((12, 8), float_factors=True),
+    "float factors": Case((12, 8), float_weight=True),
     "sliced": Case((12, 8), sliced=True),
     "sliced, odd": Case((11, 7), sliced=True),
     "aligned": Case((16, 32)),
@@ -133,7 +109,7 @@ DEPTHWISE = {
     "depthwise": Case((28, 28), groups=28),
     "depthwise, factored": Case((28, 28), groups=28, form="factored"),
     "depthwise, 5x5": Case((6, 6), kernel=(5, 5), padding=(2, 2), groups=6),
-    "depthwise, 70 channels": Case((70, 70), groups=70, form="factored", float_factors=True),
+    "depthwise, 70 channels": Case((70, 70), groups=70, form="factored", float_weight=True),
     "depthwise, stride 2": Case((31, 31), stride=(2, 2), dilation=(1, 2), groups=31),
     "depthwise, two inputs": Case((28, 28), second=8, groups=28, size=(3, 9, 9)),
     "depthwise, sliced": Case((29, 29), groups=29, sliced=True),
@@ -155,12 +131,6 @@ def adapter(tmp_path_factory):
 @pytest.fixture(scope="module")
 def device_form(tmp_path_factory):
     return load(tmp_path_factory.mktemp("device_form"), *emulator.DEVICE_FORM)
-
-
-def to_tf32(values: Tensor) -> Tensor:
-    """Rounded to ten bits of mantissa, ties away from zero."""
-    bits = values.contiguous().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def gradients(case: Case, grad: Tensor, input: Tensor, adapted: Adapted) -> tuple[Tensor, Tensor]:
@@ -197,7 +167,7 @@ def check_gradients(adapter, case, dtype, tf32, deterministic) -> None:
     results = adapter.grad_adapter(grad, input, input2, adapted, case.geometry, before, tf32, deterministic)
     images = grad, input if input2 is None else torch.cat([input, input2], 1)
     # Depthwise products are exact in float.
-    rounded = [to_tf32(image) if tf32 and case.groups == 1 else image for image in images]
+    rounded = [cases.to_tf32(image) if tf32 and case.groups == 1 else image for image in images]
     operands = [image.double() for image in rounded]
     expected = gradients(case, *operands, adapted)
     for result, start, change, bound in zip(

@@ -11,21 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
 import emulator  # noqa: E402
-from lora_cuda_cases import MODES, UNIT, Case, Expected  # noqa: E402
+from lora_cuda_cases import MODES, Case, check_conv, check_grad_input  # noqa: E402
 from lora_launchers import Adapted, Geometry, LoraConv  # noqa: E402
-
-from lorun_kernels import reference  # noqa: E402
 
 if emulator.compiler() is None:
     pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
-
-# No activation here is steeper than the GELU.
-STEEPEST = 1.13
 
 
 @dataclass(frozen=True)
@@ -50,9 +43,6 @@ class Depthwise(Case):
         rows, columns = (kh, channels * kw) if self.form == "reshape" else (channels, kh * kw)
         up, down = torch.randn(rows, inner), torch.randn(inner, columns) / (inner * kh * kw) ** 0.5
         return Adapted(weight, up.to(dtype), down.to(dtype), self.scaling)
-
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
 
 CASES = {
@@ -89,50 +79,6 @@ def lora(tmp_path_factory):
     library = emulator.load(tmp_path_factory.mktemp("depthwise"), sources)
     library.cuda_on_host_set_multiprocessors(1)
     return DepthwiseConv(library)
-
-
-def check_conv(lora: LoraConv, case: Depthwise, dtype: torch.dtype) -> None:
-    input, input2 = case.images(dtype)
-    adapted = case.adapted(dtype)
-    expected = Expected(case, adapted, dtype, False)
-    bias = torch.randn(case.groups).to(dtype) if case.bias else None
-    residual = case.out_image(dtype) if case.residual else None
-    output, preactivation = lora.conv(
-        *(input, adapted, case.geometry, case.out_image(dtype), input2, bias, case.activation, 0.1, residual),
-        case.out_image(dtype) if case.preactivation else None,
-    )
-    whole = input if input2 is None else torch.cat([input, input2], 1)
-    z, bound = expected.product(whole, case.convolve, expected.weight[0].numel())
-    if bias is not None:
-        z = z + bias.double()[:, None, None]
-        bound = bound + UNIT[torch.float32] * z.abs()
-    if case.preactivation:
-        expected.assert_close(preactivation, z, bound)
-    result = reference.activate(z, None if case.activation == "none" else case.activation, 0.1)
-    bound = STEEPEST * bound + 8 * UNIT[torch.float32] * z.abs()
-    if residual is not None:
-        result = result + residual.double()
-        bound = bound + UNIT[torch.float32] * result.abs()
-    expected.assert_close(output, result, bound)
-
-
-def check_grad_input(lora: LoraConv, case: Depthwise, dtype: torch.dtype) -> None:
-    like, like2 = case.images(dtype)
-    adapted = case.adapted(dtype)
-    expected = Expected(case, adapted, dtype, False)
-    grad = case.out_image(dtype)
-    first, second = lora.grad_input(grad, adapted, case.geometry, like, like2)
-
-    def multiply(grad: Tensor, weight: Tensor) -> Tensor:
-        shape = (case.size[0], case.groups, *case.size[1:])
-        x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-        return torch.autograd.grad(case.convolve(x, weight), x, grad)[0]
-
-    result, bound = expected.product(grad, multiply, expected.weight[0].numel())
-    split = case.groups - case.second
-    expected.assert_close(first, result[:, :split], bound[:, :split])
-    if second is not None:
-        expected.assert_close(second, result[:, split:], bound[:, split:])
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
