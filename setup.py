@@ -105,11 +105,13 @@ def compiled_parts():
 setup(
     install_requires=[
         torch_requirement(),
+        "h5py>=3.8",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pillow>=10.3",
         "safetensors>=0.4.3",
         "scikit-image>=0.22",
+        "scipy>=1.11",
         "tqdm>=4.66",
         "tyro>=0.9",
     ],
