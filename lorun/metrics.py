@@ -1,35 +1,151 @@
 """Image quality under the named protocols of each field. A figure always names its protocol."""
 
-import numpy as np
-from skimage.metrics import structural_similarity
+from collections.abc import Callable
+from dataclasses import dataclass
 
-PROTOCOLS = ("cs",)
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+# Wang et al. 2004 in skimage's words; an 11x11 window.
+GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
+UNIFORM = {"win_size": 7}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What becomes of x and of ref, each (C, H, W), before skimage compares them band by band."""
+
+    axes: str
+    peak: float
+    x: Callable[[np.ndarray], np.ndarray]
+    ref: Callable[[np.ndarray], np.ndarray]
+    window: dict
 
 
 def psnr(x: np.ndarray, ref: np.ndarray, protocol: str) -> float:
-    """Peak signal-to-noise ratio in dB; inf where x equals ref.
+    """Peak signal-to-noise ratio in dB.
 
-    protocol "cs": (H, W) in [0, 1], x clipped to [0, 1], peak 255, no rounding.
+    - "cs": (H, W) in [0, 1], x clipped to [0, 1], peak 255, no rounding.
+
+    The others take cubes (C, H, W) in [0, 1], and give the mean of the PSNR of every band:
+
+    - "cassi-mst": x and ref times 256 and rounded half to even, not clamped, peak 255 (`torch_psnr` of MST,
+      Cai et al. 2022, and of its successors). Where rounding does not matter, 0.034 dB below "cassi-float".
+    - "cassi-matlab": x and ref clamped to [0, 1] and rounded as by `im2uint8`, peak 255
+      (`Cal_quality_assessment.m` and `csnr.m`, in the same repository).
+    - "cassi-float": 10 log10(1 / MSE), neither rounded nor clamped.
+
+    Returns:
+        inf where x equals ref as the protocol sees them; one such band makes the mean over a cube inf.
+
+    Raises:
+        ValueError: an unknown protocol, two shapes or the wrong number of axes, no pixels, NaN or Inf.
     """
-    x, ref = _prepare(x, ref, protocol)
-    mse = np.mean((x - ref) ** 2)
-    return float("inf") if mse == 0 else float(10 * np.log10(255.0**2 / mse))
+    rule = _of(_PSNR, protocol)
+    x, ref = _checked(x, ref, rule.axes)
+    with np.errstate(divide="ignore"):
+        bands = zip(rule.x(x), rule.ref(ref), strict=True)
+        return float(np.mean([peak_signal_noise_ratio(r, b, data_range=rule.peak) for b, r in bands]))
 
 
 def ssim(x: np.ndarray, ref: np.ndarray, protocol: str) -> float:
-    """Structural similarity; protocol "cs": skimage's, with data_range=255, on the images `psnr` compares."""
-    x, ref = _prepare(x, ref, protocol)
-    if min(ref.shape) < 7:
-        raise ValueError(f"ssim: expected at least 7x7 pixels, its window, got {ref.shape}")
-    return float(structural_similarity(x, ref, data_range=255))
+    """Structural similarity, skimage's; the mean over bands for cubes.
+
+    - "cs": of the images `psnr` compares, data_range 255, uniform 7x7 window.
+    - "cassi-mst": of x and ref as they are (only MST's PSNR rounds), data_range 1, 11x11 Gaussian window of
+      sigma 1.5 that runs over the border into zeros, as a convolution with zero padding does
+      (`ssim_torch.py`). Both images share these zeros, so it is mostly higher than the next two.
+    - "cassi-matlab": of the uint8 values `psnr` compares, data_range 255, the same window inside the image
+      only (`cal_ssim.m`, Wang et al. 2004).
+    - "cassi-float": as "cassi-matlab", of x and ref as they are, data_range 1.
+
+    Raises:
+        ValueError: as `psnr`, and where an image is smaller than a window that has to lie inside.
+    """
+    rule = _of(_SSIM, protocol)
+    x, ref = _checked(x, ref, rule.axes)
+    x, ref = rule.x(x), rule.ref(ref)
+    side = rule.window["win_size"]
+    if min(ref.shape[1:]) < side:
+        raise ValueError(
+            f"ssim: expected at least {side}x{side} pixels, its window, got {ref.shape[1]}x{ref.shape[2]}; "
+            "compare a larger part"
+        )
+    return float(structural_similarity(x, ref, data_range=rule.peak, channel_axis=0, **rule.window))
 
 
-def _prepare(x: np.ndarray, ref: np.ndarray, protocol: str) -> tuple[np.ndarray, np.ndarray]:
-    if protocol not in PROTOCOLS:
+def sam(x: np.ndarray, ref: np.ndarray) -> float:
+    """Spectral angle mapper: the mean over pixels of the angle between the spectra of x and ref, in degrees.
+
+    Yuhas et al. 1992. Brightness does not change an angle, so x and ref, (C, H, W), are neither clamped nor
+    rounded. A pixel where either spectrum is all 0 has no angle and is left out of the mean.
+
+    Returns:
+        0 to 180; 0 to 90 where nothing is negative.
+
+    Raises:
+        ValueError: two shapes or the wrong number of axes, no pixels, NaN or Inf, or no pixel with an angle.
+    """
+    x, ref = _checked(x, ref, "(C, H, W)")
+    lengths = np.linalg.norm(x, axis=0), np.linalg.norm(ref, axis=0)
+    has_angle = (lengths[0] > 0) & (lengths[1] > 0)
+    if not has_angle.any():
+        raise ValueError("x, ref: in every pixel one spectrum is all 0, so that no angle is defined")
+    x, ref = x[:, has_angle] / lengths[0][has_angle], ref[:, has_angle] / lengths[1][has_angle]
+    # Not arccos of the dot product: near 0, where good restorations are, it loses half of the digits.
+    angles = 2 * np.arctan2(np.linalg.norm(x - ref, axis=0), np.linalg.norm(x + ref, axis=0))
+    return float(np.degrees(angles.mean()))
+
+
+def _same(image: np.ndarray) -> np.ndarray:
+    return image
+
+
+def _times_255(image: np.ndarray) -> np.ndarray:
+    return image * 255
+
+
+def _clipped_times_255(image: np.ndarray) -> np.ndarray:
+    return np.clip(image, 0, 1) * 255
+
+
+def _rounded_times_256(image: np.ndarray) -> np.ndarray:
+    return np.rint(image * 256)
+
+
+def _im2uint8(image: np.ndarray) -> np.ndarray:
+    # MATLAB rounds half away from zero, numpy to even.
+    return np.floor(np.clip(image, 0, 1) * 255 + 0.5)
+
+
+def _amid_zeros(image: np.ndarray) -> np.ndarray:
+    # skimage's mean leaves out a border of half a window: here just these zeros.
+    half = GAUSSIAN["win_size"] // 2
+    return np.pad(image, ((0, 0), (half, half), (half, half)))
+
+
+_PSNR = {
+    "cs": Comparison("(H, W)", 255, _clipped_times_255, _times_255, UNIFORM),
+    "cassi-mst": Comparison("(C, H, W)", 255, _rounded_times_256, _rounded_times_256, GAUSSIAN),
+    "cassi-matlab": Comparison("(C, H, W)", 255, _im2uint8, _im2uint8, GAUSSIAN),
+    "cassi-float": Comparison("(C, H, W)", 1, _same, _same, GAUSSIAN),
+}
+_SSIM = _PSNR | {"cassi-mst": Comparison("(C, H, W)", 1, _amid_zeros, _amid_zeros, GAUSSIAN)}
+PROTOCOLS = tuple(_PSNR)
+
+
+def _of(rules: dict[str, Comparison], protocol: str) -> Comparison:
+    if protocol not in rules:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    return rules[protocol]
+
+
+def _checked(x: np.ndarray, ref: np.ndarray, axes: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 (C, H, W), one band where `axes` is (H, W)."""
     x, ref = np.asarray(x, dtype=np.float64), np.asarray(ref, dtype=np.float64)
-    if x.shape != ref.shape or ref.ndim != 2:
-        raise ValueError(f"x, ref: expected two images of one shape (H, W), got {x.shape} and {ref.shape}")
+    if x.shape != ref.shape or ref.ndim != len(axes.split(",")) or ref.size == 0:
+        kind = "images" if axes == "(H, W)" else "cubes"
+        raise ValueError(f"x, ref: expected two {kind} of one shape {axes}, got {x.shape} and {ref.shape}")
     if not (np.isfinite(x).all() and np.isfinite(ref).all()):
         raise ValueError("x, ref: hold NaN or Inf, for which no quality is defined")
-    return np.clip(x, 0, 1) * 255, ref * 255
+    return x.reshape(-1, *x.shape[-2:]), ref.reshape(-1, *ref.shape[-2:])
