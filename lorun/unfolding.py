@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorun.adapters import adapted_view
 from lorun.physics.block_cs import crop_to
+from lorun.tiling import denoise_in_tiles
 
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
@@ -24,11 +25,12 @@ class UnfoldingNetwork(nn.Module):
     PGD: z = x - rho_k Phi^T (Phi x - y), x = denoiser_k(z, sqrt(rho_k lambda_k))     (Eq. 5, 7)
     HQS: z = (Phi^T Phi + mu_k I)^-1 (Phi^T y + mu_k x), x = denoiser_k(z, sqrt(lambda_k / mu_k)) (Eq. 9, 11)
 
-    Both start from Phi^T y. rho (or mu) and lambda are learned per stage and kept positive by softplus.
+    Both start from physics.start(y). rho (or mu) and lambda are learned per stage, positive by softplus.
 
     Args:
         physics: the measurement model; its parameters, such as a learned Phi, train with the network.
-        denoiser: called as denoiser(x, noise_level). It becomes the network's own.
+        denoiser: called as denoiser(x, noise_level), or, where its attribute `takes_correction` is true, as
+            denoiser(x, noise_level, correction). It becomes the network's own.
         stages: K, at least 1.
         variant: "shared", one denoiser for all stages; "block", K independent copies of it; "lorun", one
             frozen denoiser and a low-rank adapter per stage.
@@ -86,6 +88,8 @@ class UnfoldingNetwork(nn.Module):
         physics: nn.Module | None = None,
         size: tuple[int, int] | None = None,
         stages: int | None = None,
+        tile: int | None = None,
+        overlap: int = 40,
     ) -> Tensor:
         """Restore x, (B, C, H, W), from y.
 
@@ -94,20 +98,35 @@ class UnfoldingNetwork(nn.Module):
             physics: another measurement model for this call, such as another Phi; default: the network's.
             size: (H, W) of the image, which undoes the padding to whole blocks.
             stages: run only the first so many stages, as a growing schedule does.
+            tile, overlap: denoise at most tile x tile pixels at once, `overlap` of them for context on every
+                side, so that large scenes run in bounded memory; data steps always see the whole scene. From
+                an overlap of 36 the U-Net gives what it gives for the whole scene (`denoise_in_tiles`).
         """
         physics = self.physics if physics is None else physics
         count = self.stages if stages is None else stages
         if not 1 <= count <= self.stages:
             raise ValueError(f"stages: expected 1 to {self.stages}, got {count}")
-        x = physics.A_adjoint(y)
+        x = physics.start(y)
         step, lam = self.step, self.lam
         for k in range(count):
             if self.algorithm == "pgd":
                 z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
             else:
                 z, noise_level = physics.hqs_step(x, y, step[k]), (lam[k] / step[k]).sqrt()
-            x = self.stage_denoiser(k)(z, noise_level)
+            x = self._denoise(k, x, z, noise_level, tile, overlap)
         return x if size is None else crop_to(x, size)
+
+    def _denoise(
+        self, stage: int, x: Tensor, z: Tensor, level: Tensor, tile: int | None, overlap: int
+    ) -> Tensor:
+        """The denoiser of a stage on z, to which the data step has brought x."""
+        denoiser = self.stage_denoiser(stage)
+        inputs = (z, z - x) if getattr(denoiser, "takes_correction", False) else (z,)
+        if tile is None:
+            return denoiser(z, level, *inputs[1:])
+        return denoise_in_tiles(
+            lambda z, *more: denoiser(z, level, *more), inputs, tile, overlap, denoiser.downscale
+        )
 
     @classmethod
     def from_shared(

@@ -100,6 +100,10 @@ class BlockCS(nn.Module):
 
     forward = A
 
+    def start(self, y: Tensor) -> Tensor:
+        """Where a network starts from: Phi^T y on whole blocks."""
+        return self.A_adjoint(y)
+
     def pgd_step(self, x: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
         """x - rho * Phi^T (Phi x - y), Eq. 5, on whole blocks."""
         phi = self.matrix()

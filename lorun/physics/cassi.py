@@ -1,0 +1,182 @@
+"""Coded-aperture snapshot spectral imaging: a mask codes bands, a prism shifts them, a sensor adds them."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+import lorun_kernels as lk
+from lorun.physics.smooth_start import smooth_start
+
+Start = Literal["smooth", "average", "shift_back", "adjoint"]
+
+
+class CASSI(nn.Module):
+    """y = sum over bands of shift(mask_c * x_c): band c of the coded cube, moved right by step * c columns.
+
+    Cubes are (B, C, H, W) in [0, 1]; measurements are (B, H, W + step * (C - 1)), a plain sum (TSA-Net, Meng
+    et al. 2020, Eq. 5). Everything runs on the W valid columns; no padded cube exists.
+
+    Args:
+        mask: (H, W), (C, H, W) or (B, C, H, W) in unshifted coordinates, floating point, finite, at least 0
+            and not all 0. None leaves it to a `physics` that is given at each call of a network.
+        bands: C.
+        step: columns between neighbouring bands, or one offset >= 0 for each band.
+        start: what a network starts from. "smooth": the most probable cube where neighbouring pixels have
+            similar spectra (`smooth_start`), which is better than GAP-TV; "average": y over the measurement
+            of a cube of ones, shifted back, in every band the mean of what meets in a pixel; "shift_back":
+            y * 2 / C shifted back, the field's; "adjoint": Phi^T y.
+        noise: a module that is applied to A(x) by physics(x), such as `GaussianNoise` or `ShotNoise`.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor | None = None,
+        bands: int = 28,
+        step: int | list[int] = 2,
+        start: Start = "smooth",
+        noise: nn.Module | None = None,
+    ):
+        super().__init__()
+        if start not in get_args(Start):
+            raise ValueError(f"start: expected one of {', '.join(get_args(Start))}, got {start!r}")
+        check_step(step, bands)
+        if mask is not None:
+            check_mask(mask, bands)
+        self.bands, self.step, self.start_from, self.noise = bands, step, start, noise
+        # Not persistent: a mask belongs to a camera, not to the weights that restore with it.
+        self.register_buffer("_mask", mask, persistent=False)
+
+    @classmethod
+    def from_shifted(cls, mask: Tensor, step: int | list[int] = 2, **options) -> "CASSI":
+        """From a stored shifted mask (C, H, W'), the field's `mask_3d_shift`: a calibration of its own."""
+        if mask.dim() != 3:
+            raise ValueError(f"mask: expected a shifted mask (C, H, W'), got {tuple(mask.shape)}")
+        return cls(lk.unshift(mask, step), mask.shape[0], step, **options)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image: its bands."""
+        return self.bands
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask; raises where there is none."""
+        if self._mask is None:
+            raise ValueError(
+                "mask: this model holds no mask, which belongs to a camera; "
+                "give one at the call: net(y, physics=CASSI(mask))"
+            )
+        return self._mask
+
+    @property
+    def offsets(self) -> list[int]:
+        """Columns that each band is shifted to the right."""
+        return [self.step * band for band in range(self.bands)] if isinstance(self.step, int) else self.step
+
+    def A(self, x: Tensor) -> Tensor:
+        """Measure: (B, C, H, W) -> (B, H, W + step * (C - 1))."""
+        self._check_cube(x)
+        return lk.cassi_forward(x, self.mask, self.step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A(x), with the noise of this camera where it has one."""
+        y = self.A(x)
+        return y if self.noise is None else self.noise(y)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Phi^T y, (B, C, H, W), channels_last."""
+        self.check_measurement(y)
+        return self.back_project(y).contiguous(memory_format=torch.channels_last)
+
+    def back_project(self, y: Tensor) -> Tensor:
+        """Phi^T y, (B, C, H, W), contiguous."""
+        return lk.cassi_adjoint(y, self.mask, self.bands, self.step)
+
+    def start(self, y: Tensor) -> Tensor:
+        """Where a network starts from, (B, C, H, W), channels_last."""
+        if self.start_from == "adjoint":
+            return self.A_adjoint(y)
+        self.check_measurement(y)
+        if self.start_from == "shift_back":
+            return self._shift_back(y * 2 / self.bands)
+        average = self._shift_back(y / self._light())
+        if self.start_from == "average":
+            return average
+        return smooth_start(self, y, average).contiguous(memory_format=torch.channels_last)
+
+    def _shift_back(self, y: Tensor) -> Tensor:
+        open_mask = torch.ones_like(self.mask)
+        return lk.cassi_adjoint(y, open_mask, self.bands, self.step, memory_format=torch.channels_last)
+
+    def pgd_step(self, x: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
+        """x - rho * Phi^T (Phi x - y), Eq. 5. It converges for rho < 2 / max(Phi Phi^T)."""
+        return lk.cassi_pgd_step(x, y, self.mask, rho, self.step)
+
+    def hqs_step(self, w: Tensor, y: Tensor, mu: float | Tensor) -> Tensor:
+        """(Phi^T Phi + mu I)^-1 (Phi^T y + mu w), Eq. 9, in closed form."""
+        return lk.cassi_hqs_step(w, y, self.mask, mu, self.step)
+
+    def gram(self) -> Tensor:
+        """The diagonal of Phi Phi^T, (H, W + step * (C - 1)) or with a batch: its only entries."""
+        return lk.cassi_gram(self.mask, self.bands, self.step)
+
+    def check_measurement(self, y: Tensor) -> None:
+        """Raise where y is not a measurement through this mask."""
+        height, width = self.mask.shape[-2:]
+        expected = (height, width + max(self.offsets))
+        if y.ndim != 3 or tuple(y.shape[1:]) != expected:
+            raise ValueError(
+                f"y: expected (B, {expected[0]}, {expected[1]}) for a {height}x{width} mask and {self.bands} "
+                f"bands, got {tuple(y.shape)}; is it the mask and the step of this camera?"
+            )
+        if self.mask.dim() == 4 and y.shape[0] != self.mask.shape[0]:
+            raise ValueError(
+                f"y: expected {self.mask.shape[0]} measurements, one for each mask, got {y.shape[0]}; "
+                "give one mask (C, H, W) for all, or as many as measurements"
+            )
+
+    def _check_cube(self, x: Tensor) -> None:
+        expected = (self.bands, *self.mask.shape[-2:])
+        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"x: expected a cube (B, {', '.join(map(str, expected))}), as this mask, got {tuple(x.shape)}; "
+                "interpolate other bands, and crop the cube or the mask to one size"
+            )
+
+    def _light(self) -> Tensor:
+        """The measurement of a cube of ones; where the mask lets nothing through it counts as one."""
+        mask = self.mask if self.mask.dim() == 4 else self.mask.unsqueeze(0)
+        ones = torch.ones((), dtype=mask.dtype, device=mask.device)
+        cube = ones.expand(mask.shape[0], self.bands, *mask.shape[-2:])
+        light = lk.cassi_forward(cube, self.mask, self.step)
+        return torch.where(light > 0, light, 1)
+
+
+def check_step(step: int | list[int], bands: int) -> None:
+    """Raise where these are not a step and bands that it shifts."""
+    if bands < 1:
+        raise ValueError(f"bands: expected at least 1, got {bands}")
+    offsets = step if isinstance(step, list | tuple) else [step] * bands
+    if len(offsets) != bands or not all(type(offset) is int and offset >= 0 for offset in offsets):
+        raise ValueError(
+            f"step: expected an int of at least 0 columns, or a list of one for each of {bands} bands, "
+            f"got {step!r}"
+        )
+
+
+def check_mask(mask: Tensor, bands: int) -> None:
+    """Raise where a tensor is not a mask of so many bands."""
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"mask: expected a floating-point tensor, got {kind}; convert it with torch.as_tensor"
+        )
+    if mask.dim() not in (2, 3, 4) or mask.numel() == 0:
+        raise ValueError(f"mask: expected (H, W), (C, H, W) or (B, C, H, W), got {tuple(mask.shape)}")
+    if mask.dim() > 2 and mask.shape[-3] != bands:
+        raise ValueError(
+            f"mask: expected {bands} bands in dimension {mask.dim() - 3}, got {tuple(mask.shape)}"
+        )
+    if not (torch.isfinite(mask).all() and mask.min() >= 0 and mask.max() > 0):
+        raise ValueError("mask: expected finite values of at least 0, some above it; mend the mask first")

@@ -1,0 +1,64 @@
+"""Noise of a camera: modules that are applied to a clean measurement."""
+
+import torch
+from torch import Tensor, nn
+
+
+class GaussianNoise(nn.Module):
+    """y + sigma * normal.
+
+    Args:
+        sigma: standard deviation on the scale of y, at least 0.
+        generator: where the random numbers come from; None is torch's own.
+    """
+
+    def __init__(self, sigma: float, generator: torch.Generator | None = None):
+        super().__init__()
+        if not 0 <= sigma < float("inf"):
+            raise ValueError(f"sigma: expected a standard deviation of at least 0, got {sigma}")
+        self.sigma, self.generator = sigma, generator
+
+    def forward(self, y: Tensor) -> Tensor:
+        noise = torch.empty_like(y).normal_(generator=self.generator)
+        return y + self.sigma * noise
+
+
+class ShotNoise(nn.Module):
+    """Binomial(floor(v * 2^bits / qe), qe) / 2^bits for v = y / full_well: the photons that a sensor detects.
+
+    The field's model of the real CASSI camera (TSA-Net, Meng et al. 2020: QE 0.4, 11 bits). Not
+    differentiable: it is for measurements, which need no gradient.
+
+    Args:
+        quantum_efficiency: in (0, 1].
+        bits: of the sensor, 1 to 16.
+        full_well: the y, above 0, that fills a pixel's well. The field's scale of CASSI, y / C * 2 * 1.2, is
+            a full well of C / 2.4.
+        generator: where the random numbers come from; None is torch's own.
+    """
+
+    def __init__(
+        self,
+        quantum_efficiency: float = 0.4,
+        bits: int = 11,
+        full_well: float = 1.0,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if not 0 < quantum_efficiency <= 1:
+            raise ValueError(f"quantum_efficiency: expected a share in (0, 1], got {quantum_efficiency}")
+        if not 1 <= bits <= 16:
+            raise ValueError(f"bits: expected 1 to 16, got {bits}")
+        if not 0 < full_well < float("inf"):
+            raise ValueError(f"full_well: expected a value above 0, got {full_well}")
+        self.quantum_efficiency, self.generator = quantum_efficiency, generator
+        self.scale = 2**bits / full_well
+
+    @torch.no_grad()
+    def forward(self, y: Tensor) -> Tensor:
+        photons = torch.floor(y.float() * self.scale / self.quantum_efficiency)
+        # Of infinitely many photons torch.binomial draws for ever.
+        if y.numel() and not 0 <= photons.min() <= photons.max() < float("inf"):
+            raise ValueError("y: shot noise needs finite values of at least 0; mend or clamp them first")
+        share = torch.full_like(photons, self.quantum_efficiency)
+        return (torch.binomial(photons, share, generator=self.generator) / self.scale).to(y.dtype)
