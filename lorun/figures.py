@@ -58,10 +58,11 @@ def save_curves(logs: dict[str, Path], path: str | Path) -> None:
         watched = [(first + entry["step"], entry["psnr"]) for entry in entries if "psnr" in entry]
         psnr_axis.plot(*zip(*watched, strict=True), marker=".", label=label)
         first = int(steps[-1])
-    for axis, title in ((loss_axis, "mean absolute error"), (psnr_axis, "PSNR of held-out crops (dB)")):
+    for axis, title in ((loss_axis, "training loss"), (psnr_axis, "PSNR of held-out crops (dB)")):
         axis.set(xlabel="step", title=title)
         axis.legend()
-    loss_axis.set_yscale("log")
+    if all(line.get_ydata().min() > 0 for line in loss_axis.lines):  # minus a PSNR is not
+        loss_axis.set_yscale("log")
     write_in_one_step(path, lambda part: figure.savefig(part, format="png", dpi=80))
 
 

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lorun.denoisers import UNet
-from lorun.physics import BlockCS
+from torch import nn
+
+from lorun.denoisers import SpectralTransformer, UNet
+from lorun.physics import CASSI, BlockCS
 from lorun.physics.block_cs import measurements_per_block
 from lorun.unfolding import UnfoldingNetwork
 
@@ -14,14 +16,18 @@ from lorun.unfolding import UnfoldingNetwork
 class NetworkConfig:
     """Describes an unfolding network of a task."""
 
-    task: Literal["cs"] = "cs"
+    task: Literal["cs", "cassi"] = "cs"
     ratio: float = 0.25
     """Sampling ratio of compressive sensing, a fraction."""
     block: int = 32
     """Side of a measured block in pixels."""
     phi_rank: int = 0
     """In variant "lorun": rank of Phi's own adapter; 0 trains Phi itself in phase 2."""
-    denoiser: Literal["unet"] = "unet"
+    bands: int = 28
+    """Bands of a CASSI cube."""
+    step: int = 2
+    """Columns that a CASSI camera shifts each band further than the one before."""
+    denoiser: Literal["unet", "transformer"] = "unet"
     width: int = 28
     """Channels of the denoiser's first level."""
     stages: int = 9
@@ -32,14 +38,16 @@ class NetworkConfig:
     form: Literal["reshape", "factored"] = "reshape"
 
     def __post_init__(self):
-        if self.task != "cs":
-            raise ValueError(f'task: expected "cs", got {self.task!r}')
-        if self.denoiser != "unet":
-            raise ValueError(f'denoiser: expected "unet", got {self.denoiser!r}')
+        if self.task not in ("cs", "cassi"):
+            raise ValueError(f'task: expected "cs" or "cassi", got {self.task!r}')
+        if self.denoiser not in ("unet", "transformer"):
+            raise ValueError(f'denoiser: expected "unet" or "transformer", got {self.denoiser!r}')
         rows = measurements_per_block(self.ratio, self.block)
-        for name in ("block", "width", "stages"):
+        for name in ("block", "width", "stages", "bands"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.step < 0:
+            raise ValueError(f"step: expected at least 0 columns, got {self.step}")
         if not 0 <= self.phi_rank <= rows:
             raise ValueError(f"phi_rank: expected 0 to {rows}, the rows of Phi, got {self.phi_rank}")
         if not (self.gamma > 0 and math.isfinite(self.gamma)):
@@ -50,16 +58,36 @@ class NetworkConfig:
         """The name tables use, such as LoRun-9."""
         return {"shared": "Shared", "block": "Block", "lorun": "LoRun"}[self.variant] + f"-{self.stages}"
 
+    @property
+    def camera(self) -> str:
+        """What measures, in words."""
+        if self.task == "cassi":
+            return f" with {self.bands} bands, {self.step} columns apart"
+        return f" at ratio {self.ratio}"
+
 
 def build_network(config: NetworkConfig) -> UnfoldingNetwork:
-    """The untrained network that a config describes."""
-    phi_rank = config.phi_rank if config.variant == "lorun" else 0
+    """The untrained network that a config describes; a CASSI one gets its mask with each call."""
     return UnfoldingNetwork(
-        physics=BlockCS(config.ratio, config.block, adapter_rank=phi_rank),
-        denoiser=UNet(BlockCS.channels, config.width),
+        physics=_build_physics(config),
+        denoiser=_build_denoiser(config),
         stages=config.stages,
         variant=config.variant,
         algorithm=config.algorithm,
         gamma=config.gamma,
         form=config.form,
     )
+
+
+def _build_physics(config: NetworkConfig) -> nn.Module:
+    if config.task == "cassi":
+        return CASSI(bands=config.bands, step=config.step)
+    phi_rank = config.phi_rank if config.variant == "lorun" else 0
+    return BlockCS(config.ratio, config.block, adapter_rank=phi_rank)
+
+
+def _build_denoiser(config: NetworkConfig) -> nn.Module:
+    channels = config.bands if config.task == "cassi" else BlockCS.channels
+    if config.denoiser == "transformer":
+        return SpectralTransformer(channels, config.width)
+    return UNet(channels, config.width, takes_correction=config.task == "cassi")

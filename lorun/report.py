@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from lorun.physics import CASSI
 from lorun.unfolding import UnfoldingNetwork
 
 MEBI = 2**20
@@ -43,7 +44,7 @@ class Report:
             "base denoiser(s)": self.base,
             "adapters": self.adapters,
             "denoisers, as papers count": self.denoisers,
-            "Phi": self.phi,
+            **({"Phi": self.phi} if self.phi else {}),
             "scalars (step, lambda)": self.scalars,
             "all": self.denoisers + self.phi + self.scalars,
         }
@@ -86,14 +87,19 @@ def report(model: UnfoldingNetwork, size: tuple[int, int] = (256, 256)) -> Repor
 
 @torch.no_grad()
 def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
-    """FLOPs, 2 * MAC, of restoring one image of `size`; the merging of adapters and HQS's solve are not."""
-    image = torch.zeros(
-        1, model.physics.channels, *size, device=model.raw_step.device, dtype=model.raw_step.dtype
-    )
+    """FLOPs, 2 * MAC, of restoring one image of `size`.
+
+    Convolutions and matrix products count; the data steps of CASSI, HQS's solve and the merging of adapters
+    do not.
+    """
+    like = {"device": model.raw_step.device, "dtype": model.raw_step.dtype}
+    physics = model.physics
+    if isinstance(physics, CASSI):
+        physics = CASSI(torch.ones(size, **like), physics.bands, physics.step, physics.start_from)
+    y = physics.A(torch.zeros(1, physics.channels, *size, **like))
     counter = FlopCounterMode(display=False, custom_mapping=LORA_FLOPS)
-    y = model.physics.A(image)
     with counter:
-        model(y)
+        model(y, physics=physics)
     return counter.get_total_flops()
 
 

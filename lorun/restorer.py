@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lorun.files import write_in_one_step
+from lorun.physics import BlockCS
 from lorun.unfolding import UnfoldingNetwork
 
 MIN_SIDE = 8
@@ -37,6 +38,11 @@ class Restorer:
     """
 
     def __init__(self, net: UnfoldingNetwork):
+        if not isinstance(net.physics, BlockCS):
+            raise ValueError(
+                f"net: expected a network for compressive sensing, got one for {type(net.physics).__name__}; "
+                "lorun.SpectralRestorer restores snapshots of spectral cubes"
+            )
         self.net = net.eval()
 
     @torch.no_grad()

@@ -29,10 +29,19 @@ def create_model(name: str, pretrained: bool = True) -> UnfoldingNetwork:
     return net if pretrained else build_network(config).eval()
 
 
-def load_model(model: str | Path) -> tuple[UnfoldingNetwork, NetworkConfig]:
-    """A shipped model by name, or a model file by its path (anything with a suffix or a folder)."""
+def load_model(model: str | Path, task: str | None = None) -> tuple[UnfoldingNetwork, NetworkConfig]:
+    """A shipped model by name, or a model file by its path (anything with a suffix or a folder).
+
+    Args:
+        task: "cs" or "cassi", which the model must be for; None takes any.
+    """
     is_path = isinstance(model, Path) or Path(model).name != model or Path(model).suffix != ""
     net, config, _ = load_network(Path(model) if is_path else model_path(model))
+    if task not in (None, config.task):
+        raise ValueError(
+            f"{model}: is a model for task {config.task}, not {task}; name another, or pass "
+            f"--task {config.task}"
+        )
     return net, config
 
 
@@ -47,7 +56,8 @@ def model_path(name: str) -> Path:
 
 def model_for_ratio(ratio: float) -> str:
     """The shipped LoRun model of a sampling ratio, a fraction."""
-    names = {load_config(name).ratio: name for name in list_models() if "lorun" in name}
+    configs = {name: load_config(name) for name in list_models() if "lorun" in name}
+    names = {config.ratio: name for name, config in configs.items() if config.task == "cs"}
     if ratio not in names:
         known = ", ".join(str(known) for known in sorted(names))
         raise ValueError(

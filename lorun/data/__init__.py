@@ -1,5 +1,23 @@
 """Readers and data sets."""
 
+from lorun.data.cubes import Cube, read_cube, read_mask, read_snapshot, save_cube
 from lorun.data.photos import PhotoCrops, list_photos, principal_phi, read_grey, to_grey
+from lorun.data.spectra import CASSI_WAVELENGTHS, interpolate_bands, lift_rgb
+from lorun.data.spectral_crops import SpectralCrops
 
-__all__ = ["PhotoCrops", "list_photos", "principal_phi", "read_grey", "to_grey"]
+__all__ = [
+    "CASSI_WAVELENGTHS",
+    "Cube",
+    "PhotoCrops",
+    "SpectralCrops",
+    "interpolate_bands",
+    "lift_rgb",
+    "list_photos",
+    "principal_phi",
+    "read_cube",
+    "read_grey",
+    "read_mask",
+    "read_snapshot",
+    "save_cube",
+    "to_grey",
+]

@@ -210,6 +210,6 @@ def _bands_last(name: str, cubes: np.ndarray) -> np.ndarray:
 
 
 def holds_real_snapshot(path: str | Path, key: str | None = None) -> bool:
-    """Whether `read_snapshot` takes a real camera's measurement from this file: the field's key `meas_real`."""
+    """Whether `read_snapshot` takes a real camera's measurement from this file: the key `meas_real`."""
     arrays = read_arrays(Path(path))
     return choose(Path(path), arrays, key, SNAPSHOT_KEYS, (2,), "snapshot, (H, W)") == "meas_real"

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 from lorun.networks import NetworkConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+LOSSES = ("l1", "psnr")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,17 @@ class Phase:
     batch: tuple[int, ...] = (8,)
     """Crops a step in each segment."""
     crop: tuple[int, ...] = (96,)
-    """Side of the square crops, in pixels, in each segment."""
+    """Side of the square crops, in pixels, in each segment; their height where there are widths."""
+    crop_width: tuple[int, ...] = ()
+    """Width of the crops in each segment; none means square ones. CASSI couples pixels along rows only."""
     lr: float = 1e-3
     """Peak learning rate; warmed up over 5 % of the phase, then a cosine down to 1 % of it."""
     phi_lr: float = 0.1
     """Learning rate of a full Phi, as a share of lr: its entries are small beside the network's."""
 
     def __post_init__(self):
-        lengths = {name: len(getattr(self, name)) for name in ("steps", "stages", "batch", "crop")}
+        names = ("steps", "stages", "batch", "crop", *(["crop_width"] if self.crop_width else []))
+        lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) != 1 or not self.steps:
             raise ValueError(f"phase: expected as many steps as stages, batches and crops, got {lengths}")
         for name in lengths:
@@ -48,12 +53,38 @@ class Phase:
     def total_steps(self) -> int:
         return sum(self.steps)
 
+    def size(self, segment: int) -> tuple[int, int]:
+        """Height and width of the crops of a segment."""
+        return self.crop[segment], (self.crop_width or self.crop)[segment]
+
     def segment(self, step: int) -> int:
         """Index of the segment that a step, counted from 0, belongs to."""
         for index in range(len(self.steps)):
             if step < sum(self.steps[: index + 1]):
                 return index
         raise IndexError(f"step {step} lies behind the phase's {self.total_steps}")
+
+
+@dataclass(frozen=True)
+class SpectralData:
+    """What training on spectral cubes takes beside the cubes."""
+
+    mask: str = "cassi/mask/tsa_sim_mask_256.mat"
+    """File of the coded-aperture mask; relative ones lie under $LORUN_DATA."""
+    synthetic: tuple[str, ...] = ()
+    """Folders of RGB photographs that are lifted to spectra: synthetic cubes."""
+    synthetic_share: float = 0.3
+    """How many of the crops are synthetic, 0 to 1."""
+    noise: Literal["none", "gaussian", "shot"] = "none"
+    """Noise of the simulated measurement; "shot" is the field's model of the real camera."""
+    sigma: float = 0.0
+    """Standard deviation of Gaussian noise, on the scale of y."""
+
+    def __post_init__(self):
+        if self.noise not in ("none", "gaussian", "shot"):
+            raise ValueError(f'noise: expected "none", "gaussian" or "shot", got {self.noise!r}')
+        if not (self.sigma >= 0 and math.isfinite(self.sigma)):
+            raise ValueError(f"sigma: expected at least 0, got {self.sigma}")
 
 
 @dataclass(frozen=True)
@@ -67,9 +98,14 @@ class TrainConfig:
     phase1: Phase = field(default_factory=Phase)
     phase2: Phase = field(default_factory=Phase)
     data: tuple[str, ...] = ()
-    """Folders of training photographs; relative ones lie under $LORUN_DATA where that is set."""
+    """Folders of photographs, for CASSI cubes and folders of cubes; relative ones lie under $LORUN_DATA."""
+    spectral: SpectralData = field(default_factory=SpectralData)
     phi_start: Literal["principal", "random"] = "principal"
     """Where a learned Phi starts: principal components of the training photographs, or random rows."""
+    loss: Literal["l1", "psnr"] = "l1"
+    """Mean absolute error, or minus the mean PSNR: easy and hard crops then count alike."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What convolutions compute in while training: bfloat16 is autocast."""
     seed: int = 0
     device: str = "auto"
     """cpu, cuda, or auto."""
@@ -79,22 +115,39 @@ class TrainConfig:
     def __post_init__(self):
         if self.phi_start not in ("principal", "random"):
             raise ValueError(f'phi_start: expected "principal" or "random", got {self.phi_start!r}')
+        if self.loss not in LOSSES or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"loss, precision: expected one of {', '.join(LOSSES)} and one of {', '.join(PRECISIONS)}, "
+                f"got {self.loss!r} and {self.precision!r}"
+            )
         if self.save_every < 1:
             raise ValueError(f"save_every: expected at least 1 step, got {self.save_every}")
 
     def data_folders(self) -> list[Path]:
         """The training folders, each checked to be there."""
-        root = Path(os.environ.get("LORUN_DATA", "."))
+        paths = self.data_paths()
+        for path in paths:
+            if not path.is_dir():
+                raise ValueError(f"{path}: expected a folder of training photographs, got a file")
+        return paths
+
+    def data_paths(self) -> list[Path]:
+        """The training files and folders, each checked to be there."""
         if not self.data:
-            raise ValueError("data: name at least one folder of training photographs")
-        folders = [root / name for name in self.data]
-        for folder in folders:
-            if not folder.is_dir():
+            raise ValueError("data: name at least one folder of training data")
+        return self.resolve(self.data)
+
+    @staticmethod
+    def resolve(names: tuple[str, ...], flag: str = "--data") -> list[Path]:
+        """Paths under $LORUN_DATA, each checked to be there; `flag` sets them on the command line."""
+        paths = [Path(os.environ.get("LORUN_DATA", ".")) / name for name in names]
+        for path in paths:
+            if not path.exists():
                 raise FileNotFoundError(
-                    f"{folder}: no such folder of training photographs; set LORUN_DATA to the folder that "
-                    "holds it, or pass --data"
+                    f"{path}: no such training data; set LORUN_DATA to the folder that holds it, or pass "
+                    f"{flag}"
                 )
-        return folders
+        return paths
 
 
 def load_recipe(name: str | Path) -> TrainConfig:

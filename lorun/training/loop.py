@@ -12,17 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorun.checkpoint import save_network
-from lorun.data import PhotoCrops, principal_phi
 from lorun.device import choose_device
 from lorun.figures import save_curves
 from lorun.networks import NetworkConfig, build_network
 from lorun.training.config import Phase, TrainConfig
 from lorun.training.schedule import learning_rate
 from lorun.training.state import claim_folder, load_state, save_state, truncate_log
+from lorun.training.tasks import Sample, Task, make_task
 from lorun.unfolding import UnfoldingNetwork
 
 GRADIENT_NORM = 1.0
-VALIDATION_SIDE = 96
+# A PSNR of 60 dB counts as perfect.
+LEAST_MSE = 1e-6
 
 
 def train(config: TrainConfig, out: str | Path) -> Path:
@@ -32,41 +33,37 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     phase, curves.png, the final model file and, where that holds adapters, the shared base it belongs to.
     """
     out = Path(out)
-    photos = PhotoCrops(config.data_folders(), config.seed)
-    check_run(config, photos)
+    task = make_task(config)
+    check_run(config, task)
     claim_folder(out, dataclasses.asdict(config))
     shared = config.network.variant != "block"
     start_config = dataclasses.replace(config.network, variant="shared" if shared else "block")
     torch.manual_seed(config.seed)
     net = build_network(start_config).to(choose_device(config.device))
-    if config.phi_start == "principal":
-        phi = net.physics.phi
-        phi.data.copy_(principal_phi(photos, phi.shape[0], net.physics.block))
-    run_phase(net, config.phase1, photos, 0, out / "phase1", config.save_every)
+    task.prepare(net)
+    run_phase(net, config, 1, task, out)
     base_path = None
     if config.network.variant == "lorun":
         base_path = model_file(out, config.name, start_config)
         save_network(net, start_config, base_path, notes=training_notes(config, 1))
         net = phase2_network(net, config)
-    run_phase(net, config.phase2, photos, config.phase1.total_steps, out / "phase2", config.save_every)
+    run_phase(net, config, 2, task, out)
     final_path = model_file(out, config.name, config.network)
     save_network(net, config.network, final_path, base=base_path, notes=training_notes(config, 2))
     save_curves({"phase 1": out / "phase1.jsonl", "phase 2": out / "phase2.jsonl"}, out / "curves.png")
     return final_path
 
 
-def check_run(config: TrainConfig, photos: PhotoCrops) -> None:
+def check_run(config: TrainConfig, task: Task) -> None:
     """Raise now what a later phase or segment would raise after hours."""
     build_network(config.network)
     choose_device(config.device)
-    photos.check_side(config.network.block)
     for phase in (config.phase1, config.phase2):
         if max(phase.stages) > config.network.stages:
             raise ValueError(
                 f"stages: a phase runs {max(phase.stages)} of them, the network has {config.network.stages}"
             )
-        photos.check_side(max(phase.crop))
-    photos.held_out(VALIDATION_SIDE)
+    task.check(config)
 
 
 def model_file(out: Path, name: str, network: NetworkConfig) -> Path:
@@ -84,30 +81,32 @@ def phase2_network(shared: UnfoldingNetwork, config: TrainConfig) -> UnfoldingNe
     return net
 
 
-def run_phase(
-    net: UnfoldingNetwork, phase: Phase, photos: PhotoCrops, first_batch: int, out: Path, save_every: int
-) -> None:
-    """Train `net` in place through a phase, from its last `.state` if there is one."""
+def run_phase(net: UnfoldingNetwork, config: TrainConfig, number: int, task: Task, folder: Path) -> None:
+    """Train `net` in place through phase 1 or 2, from its last `.state` if there is one."""
+    phase = (config.phase1, config.phase2)[number - 1]
+    first_sample = config.phase1.total_steps if number == 2 else 0
     optimizer = torch.optim.Adam(parameter_groups(net, phase), lr=phase.lr, betas=(0.9, 0.99))
-    state_path, log_path = out.with_suffix(".state"), out.with_suffix(".jsonl")
+    state_path, log_path = folder / f"phase{number}.state", folder / f"phase{number}.jsonl"
     done = load_state(net, optimizer, state_path) if state_path.exists() else 0
     truncate_log(log_path, done)
-    device = net.raw_step.device
     shown: dict[str, float] = {}
     net.train()
-    with tqdm(total=phase.total_steps, initial=done, desc=out.name, unit="step", dynamic_ncols=True) as bar:
+    bar = tqdm(total=phase.total_steps, initial=done, desc=f"phase {number}", unit="step", dynamic_ncols=True)
+    with bar:
         for step in range(done, phase.total_steps):
             started = time.perf_counter()
             segment = phase.segment(step)
             if segment and step == sum(phase.steps[:segment]):
                 grow(net, phase.stages[segment - 1], phase.stages[segment])
-            images = photos.batch(first_batch + step, phase.batch[segment], phase.crop[segment]).to(device)
-            loss = train_step(net, optimizer, images, phase.stages[segment], learning_rate(phase, step))
+            sample = task.sample(net, first_sample + step, phase.batch[segment], phase.size(segment))
+            loss = train_step(
+                net, optimizer, sample, phase.stages[segment], learning_rate(phase, step), config
+            )
             entry = {"step": step + 1, "stages": phase.stages[segment], "loss": loss}
-            entry["images_per_s"] = round(len(images) / (time.perf_counter() - started), 2)
+            entry["images_per_s"] = round(len(sample.images) / (time.perf_counter() - started), 2)
             last = step + 1 == phase.total_steps
-            if (step + 1) % save_every == 0 or last:
-                entry["psnr"] = round(validation_psnr(net, photos, phase.stages[segment]), 3)
+            if (step + 1) % config.save_every == 0 or last:
+                entry["psnr"] = round(validation_psnr(net, task, phase.stages[segment]), 3)
             with log_path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             if "psnr" in entry:
@@ -127,14 +126,19 @@ def parameter_groups(net: UnfoldingNetwork, phase: Phase) -> list[dict[str, Any]
 
 
 def train_step(
-    net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, images: Tensor, stages: int, lr: float
+    net: UnfoldingNetwork,
+    optimizer: torch.optim.Optimizer,
+    sample: Sample,
+    stages: int,
+    lr: float,
+    config: TrainConfig,
 ) -> float:
-    """One optimiser step on the mean absolute error; raises where the loss is not finite."""
+    """One optimiser step; raises where the loss is not finite."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
-    size = (images.shape[-2], images.shape[-1])
-    restored = net(net.physics.A(images), size=size, stages=stages)
-    loss = F.l1_loss(restored, images)
+    with torch.autocast(sample.images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        restored = net(sample.y, physics=sample.physics, size=sample.size, stages=stages)
+    loss = loss_between(restored.float(), sample.images, config.loss)
     if not torch.isfinite(loss):
         raise FloatingPointError(
             "the training loss is not finite; go on from the last checkpoint with a lower learning rate"
@@ -146,6 +150,14 @@ def train_step(
     return loss.item()
 
 
+def loss_between(restored: Tensor, images: Tensor, loss: str) -> Tensor:
+    """ "l1" is the mean absolute error, "psnr" minus the mean PSNR in units of 10 dB."""
+    if loss == "l1":
+        return F.l1_loss(restored, images)
+    mse = (restored - images).square().mean((1, 2, 3))
+    return (mse + LEAST_MSE).log10().mean()
+
+
 def grow(net: UnfoldingNetwork, before: int, after: int) -> None:
     """Give stages that have not run yet the step size and lambda of the last one that has."""
     for raw in (net.raw_step, net.raw_lambda):
@@ -153,13 +165,13 @@ def grow(net: UnfoldingNetwork, before: int, after: int) -> None:
 
 
 @torch.no_grad()
-def validation_psnr(net: UnfoldingNetwork, photos: PhotoCrops, stages: int) -> float:
-    """Mean PSNR in dB over the centres of the photographs held out from training."""
+def validation_psnr(net: UnfoldingNetwork, task: Task, stages: int) -> float:
+    """Mean PSNR in dB over what the task keeps from training."""
     net.eval()
-    images = photos.held_out(VALIDATION_SIDE).to(net.raw_step.device)
-    restored = net(net.physics.A(images), size=(VALIDATION_SIDE, VALIDATION_SIDE), stages=stages)
+    sample = task.held_out(net)
+    restored = net(sample.y, physics=sample.physics, size=sample.size, stages=stages)
     net.train()
-    mse = (restored.clamp(0, 1) - images).square().mean((1, 2, 3))
+    mse = (restored.clamp(0, 1) - sample.images).square().mean((1, 2, 3))
     return (-10 * mse.log10()).mean().item()
 
 

@@ -8,7 +8,7 @@ from skimage.data import camera
 
 from lorun.checkpoint import load_network
 from lorun.networks import NetworkConfig
-from lorun.training import Phase, TrainConfig, load_recipe, loop, train
+from lorun.training import Phase, TrainConfig, load_recipe, loop, tasks, train
 from lorun.training.schedule import learning_rate
 
 
@@ -162,16 +162,16 @@ def test_a_start_that_fails_claims_nothing(photos, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_loadable(photos, tmp_path, monkeypatch):
-    real_batch = loop.PhotoCrops.batch
+    real_batch = tasks.PhotoCrops.batch
 
     def poisoned(self, index, count, side):
         batch = real_batch(self, index, count, side)
         return batch * float("nan") if index == 3 else batch
 
-    monkeypatch.setattr(loop.PhotoCrops, "batch", poisoned)
+    monkeypatch.setattr(tasks.PhotoCrops, "batch", poisoned)
     with pytest.raises(FloatingPointError, match="last checkpoint"):
         train(tiny(), tmp_path / "run")
-    monkeypatch.setattr(loop.PhotoCrops, "batch", real_batch)
+    monkeypatch.setattr(tasks.PhotoCrops, "batch", real_batch)
     assert train(tiny(), tmp_path / "run").is_file()
 
 
@@ -218,5 +218,5 @@ def test_missing_data_and_recipes_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("LORUN_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="set LORUN_DATA"):
         train(tiny(), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="one of cs25-unet"):
+    with pytest.raises(FileNotFoundError, match="one of .*cs25-unet"):
         load_recipe("cs99")
