@@ -4,27 +4,32 @@ import contextlib
 import io
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from safetensors import SafetensorError
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from lorun import __version__
 from lorun.data import list_photos, read_grey
 from lorun.demo import run_demo
 from lorun.device import choose_device
-from lorun.evaluate import TABLES, evaluate, to_markdown, write_table
+from lorun.evaluate import TABLES, Score, evaluate, to_markdown, write_table
+from lorun.evaluate_spectral import SpectralEval, evaluate_cubes
 from lorun.files import check_target
 from lorun.report import report
 from lorun.restore import restore_file
+from lorun.restore_spectral import DEFAULT_MODEL, SpectralOptions, restore_cube
 from lorun.restorer import Restorer
+from lorun.spectral_files import OptionalPath, OptionalText, settings_made
 from lorun.training import TrainConfig, load_recipe, train
 from lorun.zoo import list_models, load_model
 
 DEFAULT_RECIPE = "cs25-unet"
+DEFAULT_CS_MODEL = "cs25-unet-lorun9"
+DEFAULT_RATIO = 0.25
 
 
 @dataclass
@@ -63,58 +68,87 @@ class Train:
 
 @dataclass
 class Eval:
-    """PSNR and SSIM of models on a folder of photographs, from simulated measurements.
+    """PSNR and SSIM of models on a folder of images or spectral cubes, from simulated measurements.
 
     $ lorun eval photos --models cs25-unet-shared9 cs25-unet-lorun9 -o table.md
+
+    $ lorun eval cubes --task cassi --mask mask.mat --models cassi-unet-lorun9 gap-tv -o table.md -o table.csv
     """
 
     images: Positional[Path]
-    """Folder of images; colours become Y."""
-    models: tuple[str, ...] = ("cs25-unet-lorun9",)
-    """Names of shipped models (see `lorun info`) or paths of model files."""
-    out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Write the table to this .md or .csv file as well."""
+    """Folder of images, whose colours become Y; with --task cassi a cube, or a folder of cubes."""
+    task: Literal["cs", "cassi"] = "cs"
+    """cs: compressive sensing of photographs; cassi: snapshots of spectral cubes."""
+    models: tuple[str, ...] = ()
+    """Shipped models (see `lorun info`), model files or, for CASSI, gap-tv; by default the LoRun model."""
+    out: Annotated[UseAppendAction[tuple[Path, ...]], arg(aliases=["-o"], metavar="PATH")] = ()
+    """Write the table to this .md or .csv file as well; may be given twice, for both."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    spectral: Annotated[SpectralEval, arg(name="")] = field(default_factory=SpectralEval)
 
     def run(self) -> None:
-        if self.out is not None:
-            check_target(self.out, *TABLES)
-        if not self.models:
-            raise ValueError("models: name at least one shipped model or model file")
-        device = choose_device(self.device)
-        restorers = {name: Restorer(load_model(name)[0].to(device)) for name in self.models}
-        images = {path.name: read_grey(path) for path in list_photos(self.images)}
-        scores = evaluate(images, restorers)
+        for path in self.out:
+            check_target(path, *TABLES)
+        scores = self._cassi() if self.task == "cassi" else self._cs()
         print(to_markdown(scores), end="")
-        if self.out is not None:
-            write_table(scores, self.out)
+        for path in self.out:
+            write_table(scores, path)
+
+    def _cs(self) -> list[Score]:
+        refuse_spectral(self.spectral)
+        device = choose_device(self.device)
+        names = self.models or (DEFAULT_CS_MODEL,)
+        restorers = {name: Restorer(load_model(name, "cs")[0].to(device)) for name in names}
+        images = {path.name: read_grey(path) for path in list_photos(self.images)}
+        return evaluate(images, restorers)
+
+    def _cassi(self) -> list[Score]:
+        return evaluate_cubes(self.images, self.spectral, self.models or (DEFAULT_MODEL,), self.device)
 
 
 @dataclass
 class Restore:
-    """Restore one photograph: simulate its measurement, or take a measured .npz.
+    """Restore a photograph or a spectral cube: simulate its measurement, or take a measured one.
 
     $ lorun restore photo.png --ratio 0.25 -o restored.png --measurement photo.npz
 
     $ lorun restore photo.npz --ratio 0.25 -o restored.png
+
+    $ lorun restore --task cassi --meas scene1.mat --mask mask.mat -o out.mat --figures
+
+    $ lorun restore cube.mat --task cassi --mask mask.mat -o out.mat --figures --compare gap-tv
     """
 
-    input: Positional[Path]
-    """An image, whose measurement is simulated, or an .npz with `y` (M, h, w) and `size` (H, W)."""
     out: Annotated[Path, arg(aliases=["-o"])]
-    """The restored image, a .png."""
-    ratio: float = 0.25
-    """Sampling ratio, a fraction: picks the shipped model."""
-    model: str | None = None
-    """A shipped model's name or a model file, in place of --ratio."""
-    measurement: Path | None = None
-    """Also write the simulated measurement, an .npz."""
+    """The restored image, a .png; with --task cassi the cube, a .mat or .npz."""
+    input: Positional[Annotated[Path | None, arg(metavar="[PATH]")]] = None
+    """An image, or with --task cassi a cube, to measure and restore; or an .npz that --measurement wrote."""
+    task: Literal["cs", "cassi"] = "cs"
+    """cs: compressive sensing of photographs; cassi: snapshots of spectral cubes."""
+    ratio: float = DEFAULT_RATIO
+    """Sampling ratio of compressive sensing, a fraction: picks the shipped model."""
+    model: OptionalText = None
+    """A shipped model's name or a model file; with --task cassi also gap-tv."""
+    measurement: OptionalPath = None
+    """Also write the simulated measurement of compressive sensing: `y` (M, h, w) and `size` in an .npz."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    spectral: Annotated[SpectralOptions, arg(name="")] = field(default_factory=SpectralOptions)
 
     def run(self) -> None:
-        print(restore_file(self.input, self.out, self.ratio, self.model, self.measurement, self.device))
+        print(self._cassi() if self.task == "cassi" else self._cs())
+
+    def _cs(self) -> str:
+        refuse_spectral(self.spectral)
+        if self.input is None:
+            raise ValueError("input: name an image or an .npz measurement to restore")
+        return restore_file(self.input, self.out, self.ratio, self.model, self.measurement, self.device)
+
+    def _cassi(self) -> str:
+        if self.ratio != DEFAULT_RATIO or self.measurement is not None:
+            raise ValueError("ratio, measurement: are for compressive sensing; leave them out")
+        return restore_cube(self.input, self.out, self.spectral, self.model, self.device)
 
 
 @dataclass
@@ -124,7 +158,7 @@ class Info:
     $ lorun info cs25-unet-lorun9 --size 512 512
     """
 
-    model: Positional[str | None] = None
+    model: Positional[Annotated[str | None, arg(metavar="[NAME]")]] = None
     """A shipped model's name or a model file."""
     size: tuple[int, int] = (256, 256)
     """Height and width of the image that FLOPs are counted for."""
@@ -134,7 +168,7 @@ class Info:
             print("\n".join(list_models()))
             return
         net, config = load_model(self.model)
-        print(f"{self.model}: {config.label}, {config.algorithm}, task {config.task} at ratio {config.ratio}")
+        print(f"{self.model}: {config.label}, {config.algorithm}, task {config.task}{config.camera}")
         print(report(net, self.size))
 
 
@@ -165,6 +199,12 @@ def main(argv: list[str] | None = None) -> int:
         print("lorun: stopped; `lorun train` goes on from its last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def refuse_spectral(settings: SpectralOptions | SpectralEval) -> None:
+    """Raise where compressive sensing would leave a setting unused."""
+    if made := settings_made(settings):
+        raise ValueError(f"{', '.join(made)}: for spectral cubes only; add --task cassi, or leave them out")
 
 
 def parse(arguments: list[str]) -> Command:

@@ -25,6 +25,10 @@ class Score:
     psnr: float
     ssim: float
     seconds: float
+    protocol: str = PROTOCOL
+    """By which psnr and ssim were computed."""
+    sam: float | None = None
+    """Mean spectral angle in degrees, where images have spectra."""
 
 
 def restore_and_score(
@@ -63,21 +67,28 @@ def averages(scores: list[Score]) -> list[Score]:
 
 
 def to_markdown(scores: list[Score]) -> str:
-    """A Markdown table of scores and averages; PSNR in dB, protocol "cs"."""
-    lines = ["| image | method | PSNR (dB) | SSIM | seconds |", "|---|---|---:|---:|---:|"]
+    """A Markdown table of scores and averages, PSNR in dB, with the protocol in its last line."""
+    spectral = scores[0].sam is not None
+    lines = [
+        f"| image | method | PSNR (dB) | SSIM |{' SAM (degrees) |' if spectral else ''} seconds |",
+        f"|---|---|---:|---:|{'---:|' if spectral else ''}---:|",
+    ]
     for s in [*scores, *averages(scores)]:
         seconds = f"{s.seconds:.2f}" if s.seconds else ""
-        lines.append(f"| {s.image} | {s.method} | {s.psnr:.2f} | {s.ssim:.4f} | {seconds} |")
-    return "\n".join(lines) + "\n"
+        angle = f" {s.sam:.2f} |" if spectral else ""
+        lines.append(f"| {s.image} | {s.method} | {s.psnr:.2f} | {s.ssim:.4f} |{angle} {seconds} |")
+    return "\n".join(lines) + f"\n\nPSNR and SSIM by protocol {scores[0].protocol}.\n"
 
 
 def to_csv(scores: list[Score]) -> str:
     """The same table as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "method", "psnr_db", "ssim", "seconds"])
+    writer.writerow(["image", "method", "psnr_db", "ssim", "seconds", "protocol", "sam_degrees"])
     for s in [*scores, *averages(scores)]:
-        writer.writerow([s.image, s.method, f"{s.psnr:.4f}", f"{s.ssim:.6f}", f"{s.seconds:.4f}"])
+        angle = "" if s.sam is None else f"{s.sam:.4f}"
+        quality = (f"{s.psnr:.4f}", f"{s.ssim:.6f}", f"{s.seconds:.4f}")
+        writer.writerow([s.image, s.method, *quality, s.protocol, angle])
     return text.getvalue()
 
 
@@ -100,4 +111,6 @@ def _average(scores: list[Score]) -> Score:
     psnr, ssim, seconds = (
         float(np.mean([getattr(s, key) for s in scores])) for key in ("psnr", "ssim", "seconds")
     )
-    return Score("average", scores[0].method, psnr, ssim, seconds)
+    angles = [s.sam for s in scores if s.sam is not None]
+    angle = float(np.mean(angles)) if angles else None
+    return Score("average", scores[0].method, psnr, ssim, seconds, scores[0].protocol, angle)

@@ -24,3 +24,10 @@ def check_target(path: Path, *suffixes: str) -> None:
         raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} into; make it first")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; name a file")
+
+
+def check_not_input(out: Path, *inputs: Path | None) -> None:
+    """Raise where writing `out` would replace one of the files that it is made of."""
+    for path in inputs:
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise ValueError(f"{out}: is the input; choose another name for the result")

@@ -8,7 +8,7 @@ from PIL import Image
 from lorun.data import read_grey
 from lorun.device import choose_device
 from lorun.evaluate import PROTOCOL
-from lorun.files import check_target, write_in_one_step
+from lorun.files import check_not_input, check_target, write_in_one_step
 from lorun.metrics import psnr
 from lorun.restorer import Restorer, check_image, read_measurement
 from lorun.zoo import load_model, model_for_ratio
@@ -30,14 +30,13 @@ def restore_file(
         measurement_out: where to write the simulated measurement.
     """
     check_target(out, ".png")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"{out}: is the input; choose another name for the restored image")
+    check_not_input(out, source)
     truth = None if source.suffix == ".npz" else check_image(read_grey(source))
     if measurement_out is not None:
         check_target(measurement_out, ".npz")
         if truth is None:
             raise ValueError(f"measurement: {source} is a measurement already; leave --measurement out")
-    net, config = load_model(model or model_for_ratio(ratio))
+    net, config = load_model(model or model_for_ratio(ratio), "cs")
     restorer = Restorer(net.to(choose_device(device)))
     measurement = read_measurement(source) if truth is None else restorer.measure(truth)
     restored = restorer.restore(measurement)

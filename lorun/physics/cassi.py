@@ -140,7 +140,7 @@ class CASSI(nn.Module):
         expected = (self.bands, *self.mask.shape[-2:])
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"x: expected a cube (B, {', '.join(map(str, expected))}), as this mask, got {tuple(x.shape)}; "
+                f"x: expected a cube (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}; "
                 "interpolate other bands, and crop the cube or the mask to one size"
             )
 
