@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 
 import torch
 from torch import nn
@@ -81,6 +82,12 @@ def _layer(module: FusedLoRAConv2d, input, input2=None, residual=None) -> Layer:
     )
 
 
+def denoiser_inputs(denoiser: nn.Module, image: torch.Tensor, level: float | torch.Tensor) -> tuple:
+    """What a stage calls its denoiser with; the image also serves as the correction, where it takes one."""
+    level = torch.as_tensor(level, device=image.device, dtype=image.dtype)
+    return (image, level, image) if denoiser.takes_correction else (image, level)
+
+
 def called_layers(denoiser: nn.Module, channels: int, size: int = SIZE) -> list[Layer]:
     """Every low-rank convolution of a stage's denoiser, in the order in which one image passes them.
 
@@ -98,7 +105,7 @@ def called_layers(denoiser: nn.Module, channels: int, size: int = SIZE) -> list[
         if isinstance(module, FusedLoRAConv2d)
     ]
     with torch.no_grad():
-        denoiser(torch.empty(1, channels, size, size, device="meta"), torch.empty((), device="meta"))
+        denoiser(*denoiser_inputs(denoiser, torch.empty(1, channels, size, size, device="meta"), 0.1))
     for hook in hooks:
         hook.remove()
     return called
@@ -117,5 +124,5 @@ def network_layers(name: str) -> tuple[Layer, ...]:
 
 
 def layer_table() -> dict[Layer, int]:
-    """The distinct layers of one stage of every shipped network, and how often each occurs in it."""
-    return dict(Counter(layer for name in adapted_networks() for layer in network_layers(name)))
+    """The distinct layers of one stage of every shipped network, and how often each occurs in one at most."""
+    return dict(reduce(or_, (Counter(network_layers(name)) for name in adapted_networks())))

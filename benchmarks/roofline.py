@@ -76,8 +76,8 @@ class Page:
             "# The low-rank convolution against the limits of a GPU",
             "",
             f"The convolutions of one stage of {', '.join(adapted_networks())} at 256x256, in bf16 and "
-            "channels_last, read off the network: each distinct layer once, with how often a stage has it. A "
-            "kernel's predicted time is the longer of its bytes over the copy bandwidth and its operations "
+            "channels_last, read off the networks: each distinct layer once, with how often a stage has it. "
+            "A kernel's predicted time is the longer of its bytes over the copy bandwidth and its operations "
             "over the matrix rate; kernels one after another add up.",
             "",
             source,

@@ -33,7 +33,7 @@ from benchmarks.lora_candidates import (
     small,
     usable,
 )
-from benchmarks.lora_layers import Layer, adapted_networks
+from benchmarks.lora_layers import Layer, adapted_networks, denoiser_inputs
 from benchmarks.lora_results import BACKENDS
 from benchmarks.roofline import network_blocks
 from lorun.adapters import adapted_view
@@ -220,15 +220,15 @@ def test_denoiser(record, name, batch):
         parameter.normal_(std=0.05)
     shape = (batch, network.denoiser.channels, 256, 256)
     images = [torch.rand(shape, device="cuda").to(DTYPE) for _ in range(4)]
-    noise = torch.tensor(0.1, device="cuda", dtype=DTYPE)
+    inputs = [denoiser_inputs(denoisers[0], image, 0.1) for image in images]
     stages = lk.StageWeights(denoisers)
 
     def merged(i: int):
         with stages.stage(0):
-            return denoisers[0](images[i], noise)
+            return denoisers[0](*inputs[i])
 
     def alone(i: int):
-        return denoisers[0](images[i], noise)
+        return denoisers[0](*inputs[i])
 
     candidates = {"default": alone, "default, stage merged": merged}
     for backend in BACKENDS:

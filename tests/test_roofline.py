@@ -16,7 +16,13 @@ from benchmarks import roofline
 from benchmarks.ceilings import ASSUMED, Ceilings
 from benchmarks.gpu_timing import time_limit
 from benchmarks.lora_candidates import Block, Case, bench_layers, relative_error, small, usable
-from benchmarks.lora_layers import called_layers, layer_table
+from benchmarks.lora_layers import (
+    adapted_networks,
+    called_layers,
+    denoiser_inputs,
+    layer_table,
+    network_layers,
+)
 from benchmarks.lora_passes import Pass, Sizes, backward, bare, conv_flops, forward, tile_flops
 from benchmarks.lora_results import (
     default_lines,
@@ -38,14 +44,21 @@ DECODER = BY_NAME["56+28->28 3x3 @256 gelu"]
 IMAGE = 8 * 28 * 256 * 256 * 2
 
 
-def test_the_table_holds_every_convolution_of_the_network():
-    network = lorun.create_model("cs25-unet-lorun9", pretrained=False)
+@pytest.mark.parametrize("name", adapted_networks())
+def test_a_network_s_layers_are_all_its_convolutions(name):
+    base = lorun.create_model(name, pretrained=False).denoiser.to("meta")
+    image = torch.empty(1, base.channels, 256, 256, device="meta")
     with FlopCounterMode(display=False) as counter:
-        network.denoiser.to("meta")(
-            torch.empty(1, 1, 256, 256, device="meta"), torch.empty((), device="meta")
-        )
-    assert sum(count * conv_flops(layer, 1) for layer, count in LAYERS.items()) == counter.get_total_flops()
-    assert sum(LAYERS.values()) == 16
+        base(*denoiser_inputs(base, image, 0.1))
+    layers = network_layers(name)
+    assert sum(conv_flops(layer, 1) for layer in layers) == counter.get_total_flops()
+    assert len(layers) == 16
+
+
+def test_the_table_holds_every_layer_once():
+    assert set(LAYERS) == {layer for name in adapted_networks() for layer in network_layers(name)}
+    # The two networks differ in their first and their last layer.
+    assert sum(LAYERS.values()) == 18
     assert LAYERS[SQUARE] == 2
 
 
@@ -261,7 +274,7 @@ def test_a_candidate_that_cannot_run_or_is_wrong_has_its_reason():
 
 def test_bare_layers_are_timed_once():
     layers = bench_layers()["bias only"]
-    assert len(layers) == 9 and sum(layers.values()) == 16
+    assert len(layers) == 11 and sum(layers.values()) == 18
     assert layers[bare(SQUARE)] == 4
 
 
