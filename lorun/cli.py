@@ -80,7 +80,8 @@ class Eval:
     task: Literal["cs", "cassi"] = "cs"
     """cs: compressive sensing of photographs; cassi: snapshots of spectral cubes."""
     models: tuple[str, ...] = ()
-    """Shipped models (see `lorun info`), model files or, for CASSI, gap-tv; by default the LoRun model."""
+    """Shipped models (see `lorun info`), model files or, for CASSI, gap-tv and smooth-start;
+    by default the LoRun model."""
     out: Annotated[UseAppendAction[tuple[Path, ...]], arg(aliases=["-o"], metavar="PATH")] = ()
     """Write the table to this .md or .csv file as well; may be given twice, for both."""
     device: str = "auto"
@@ -129,7 +130,7 @@ class Restore:
     ratio: float = DEFAULT_RATIO
     """Sampling ratio of compressive sensing, a fraction: picks the shipped model."""
     model: OptionalText = None
-    """A shipped model's name or a model file; with --task cassi also gap-tv."""
+    """A shipped model's name or a model file; with --task cassi also gap-tv or smooth-start."""
     measurement: OptionalPath = None
     """Also write the simulated measurement of compressive sensing: `y` (M, h, w) and `size` in an .npz."""
     device: str = "auto"

@@ -42,7 +42,7 @@ def evaluate_cubes(
 
     Args:
         path: a cube, or a folder of them.
-        models: shipped models, model files or "gap-tv".
+        models: shipped models, model files, "gap-tv" or "smooth-start".
     """
     files, result = settings.files, settings.result
     mask_file = mask_path(files)

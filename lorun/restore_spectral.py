@@ -25,11 +25,11 @@ from lorun.spectral_files import (
     load_snapshot,
     mask_path,
 )
-from lorun.spectral_restorer import GapTv, SpectralMethod, SpectralRestorer, measure
+from lorun.spectral_restorer import GapTv, SmoothStart, SpectralMethod, SpectralRestorer, measure
 from lorun.zoo import load_model
 
 DEFAULT_MODEL = "cassi-unet-lorun9"
-GAP_TV = "gap-tv"
+UNTRAINED = {"gap-tv": GapTv, "smooth-start": SmoothStart}
 PROTOCOL = "cassi-mst"
 
 
@@ -46,7 +46,7 @@ class SpectralOptions:
     figures: bool = False
     """Write pictures beside the cube: methods side by side, spectra of regions, all bands."""
     compare: tuple[str, ...] = ()
-    """Further models, or gap-tv, for the pictures."""
+    """Further models, or gap-tv and smooth-start, for the pictures."""
     files: Annotated[SpectralFiles, arg(name="")] = field(default_factory=SpectralFiles)
 
 
@@ -57,7 +57,7 @@ def restore_cube(
 
     Args:
         cube: a cube whose snapshot is simulated; None takes the snapshot `options.meas`.
-        model: a shipped model's name, a model file, or "gap-tv".
+        model: a shipped model's name, a model file, "gap-tv" or "smooth-start".
     """
     names = list(dict.fromkeys((model or DEFAULT_MODEL, *options.compare)))
     _check(cube, out, options, names)
@@ -87,15 +87,15 @@ def restore_cube(
 def load_methods(
     names: list[str], tile: int | None = None, device: str = "auto"
 ) -> dict[str, SpectralMethod]:
-    """Shipped models, model files and GAP-TV, by name; GAP-TV is for the camera that the models are for."""
+    """Shipped models, model files and untrained methods, for the camera that the models are for."""
     where = choose_device(device)
     networks = {
         name: SpectralRestorer(load_model(name, "cassi")[0].to(where), tile)
         for name in names
-        if name != GAP_TV
+        if name not in UNTRAINED
     }
-    gap_tv = GapTv(*camera_of(networks)) if networks else GapTv()
-    return {name: networks.get(name, gap_tv) for name in names}
+    camera = camera_of(networks) if networks else ()
+    return {name: networks[name] if name in networks else UNTRAINED[name](*camera) for name in names}
 
 
 def camera_of(methods: dict[str, SpectralMethod]) -> tuple[int, int]:

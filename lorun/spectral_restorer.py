@@ -80,6 +80,19 @@ class GapTv:
         return gap_tv(snapshot_tensor(y, physics), physics)[0].numpy()
 
 
+class SmoothStart:
+    """What our networks start from, for tables: the rest is what a network adds."""
+
+    def __init__(self, bands: int = 28, step: int = 2):
+        self.bands, self.step = bands, step
+
+    @torch.no_grad()
+    def restore(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """As `SpectralRestorer.restore`."""
+        physics = camera(mask, self.bands, self.step)
+        return physics.start(snapshot_tensor(y, physics))[0].clamp(0, 1).numpy()
+
+
 def measure(cube: np.ndarray, mask: np.ndarray, step: int = 2) -> np.ndarray:
     """The snapshot (H, W') float32 that a camera without noise takes of a cube (C, H, W)."""
     x = torch.from_numpy(np.ascontiguousarray(cube, np.float32))[None]

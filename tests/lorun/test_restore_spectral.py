@@ -141,7 +141,7 @@ def test_thirty_one_bands_are_interpolated_with_wavelengths(restore):
 
 def test_the_literatures_bands_have_pictures_without_more(lab, restore, tmp_path):
     y = measure(scene(28), MASK)
-    mat(tmp_path / "scene.mat", meas_real=y / y.max())
+    mat(tmp_path / "scene.mat", meas=y)
     restore(f"--meas {tmp_path / 'scene.mat'} --mask mask.mat --model all.safetensors --figures")
     assert (tmp_path / "out-comparison.png").is_file() and (tmp_path / "out-bands.png").is_file()
 

@@ -5,7 +5,7 @@ import torch
 import lorun
 from lorun.metrics import psnr
 from lorun.networks import NetworkConfig, build_network
-from lorun.spectral_restorer import GapTv, SpectralRestorer, from_real, measure
+from lorun.spectral_restorer import GapTv, SmoothStart, SpectralRestorer, from_real, measure
 
 BANDS, HEIGHT, WIDTH = 4, 20, 24
 RANDOM = np.random.default_rng(0)
@@ -37,7 +37,11 @@ def test_a_snapshot_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("mask", [MASK, np.stack([MASK] * BANDS)], ids=["2-D", "3-D"])
-@pytest.mark.parametrize("method", [SpectralRestorer(network()), GapTv(BANDS)], ids=["network", "gap-tv"])
+@pytest.mark.parametrize(
+    "method",
+    [SpectralRestorer(network()), GapTv(BANDS), SmoothStart(BANDS)],
+    ids=["network", "gap-tv", "smooth-start"],
+)
 def test_it_restores_a_smooth_cube(method, mask):
     cube = smooth_cube()
     restored = method.restore(measure(cube, mask), mask)
@@ -88,7 +92,11 @@ def spoiled(value: float) -> np.ndarray:
         (np.zeros((0, 0), np.float32), r"y: expected \(B, 20, 30\)"),
     ],
 )
-@pytest.mark.parametrize("method", [SpectralRestorer(network()), GapTv(BANDS)], ids=["network", "gap-tv"])
+@pytest.mark.parametrize(
+    "method",
+    [SpectralRestorer(network()), GapTv(BANDS), SmoothStart(BANDS)],
+    ids=["network", "gap-tv", "smooth-start"],
+)
 def test_bad_snapshots_say_what_was_expected(method, y, words):
     mask = MASK / MASK.max()
     with pytest.raises(ValueError, match=words):
