@@ -9,7 +9,7 @@ from torch import nn
 from lorun.denoisers import SpectralTransformer, UNet
 from lorun.physics import CASSI, BlockCS
 from lorun.physics.block_cs import measurements_per_block
-from lorun.unfolding import UnfoldingNetwork
+from lorun.unfolding import START, UnfoldingNetwork
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,13 @@ def build_network(config: NetworkConfig) -> UnfoldingNetwork:
         algorithm=config.algorithm,
         gamma=config.gamma,
         form=config.form,
+        start_step=_start_step(config),
     )
+
+
+def _start_step(config: NetworkConfig) -> float:
+    """0.5 as in the paper, but for PGD on CASSI, whose Phi Phi^T is at most the number of bands."""
+    return 2 / config.bands if (config.task, config.algorithm) == ("cassi", "pgd") else START
 
 
 def _build_physics(config: NetworkConfig) -> nn.Module:

@@ -15,8 +15,8 @@ from lorun.tiling import denoise_in_tiles
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
 
-# softplus(START) = 0.5, where rho, lambda and mu start.
-START = math.log(math.expm1(0.5))
+# Where rho, lambda and mu start.
+START = 0.5
 
 
 class UnfoldingNetwork(nn.Module):
@@ -36,6 +36,7 @@ class UnfoldingNetwork(nn.Module):
             frozen denoiser and a low-rank adapter per stage.
         algorithm: "pgd" or "hqs".
         gamma, form: the adapters' rank in percent (Eq. 12) and form, used by "lorun" only.
+        start_step: where rho (or mu) starts. PGD wants less than 2 / max(Phi Phi^T).
     """
 
     def __init__(
@@ -47,8 +48,11 @@ class UnfoldingNetwork(nn.Module):
         algorithm: Algorithm = "pgd",
         gamma: float = 10,
         form: str = "reshape",
+        start_step: float = START,
     ):
         super().__init__()
+        if not (start_step > 0 and math.isfinite(start_step)):
+            raise ValueError(f"start_step: expected a step size above 0, got {start_step}")
         if stages < 1:
             raise ValueError(f"stages: expected at least 1, got {stages}")
         if variant not in ("shared", "block", "lorun"):
@@ -58,8 +62,8 @@ class UnfoldingNetwork(nn.Module):
         self.stages, self.variant, self.algorithm = stages, variant, algorithm
         self.gamma, self.form = gamma, form
         self.physics = physics
-        self.raw_step = nn.Parameter(torch.full((stages,), START))
-        self.raw_lambda = nn.Parameter(torch.full((stages,), START))
+        self.raw_step = nn.Parameter(torch.full((stages,), _before_softplus(start_step)))
+        self.raw_lambda = nn.Parameter(torch.full((stages,), _before_softplus(START)))
         if variant == "block":
             self.denoisers = nn.ModuleList(copy.deepcopy(denoiser) for _ in range(stages))
         else:
@@ -142,3 +146,7 @@ class UnfoldingNetwork(nn.Module):
         net = cls(source.physics, source.denoiser, source.stages, "lorun", source.algorithm, gamma, form)
         net.raw_step, net.raw_lambda = source.raw_step, source.raw_lambda
         return net
+
+
+def _before_softplus(value: float) -> float:
+    return math.log(math.expm1(value))

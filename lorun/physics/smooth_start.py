@@ -155,7 +155,7 @@ def _preconditioner(
     v = (torch.polar(torch.ones_like(angles), angles) @ basis.to(angles.dtype.to_complex())).T
     penalty = (2 - 2 * torch.cos(2 * math.pi * down))[:, None] + 2 - 2 * torch.cos(2 * math.pi * across)
     diagonal = (
-        mask.var() * scale.square().view(-1, 1, 1) + SMOOTHING * penalty + FLOOR
+        mask.var(correction=0) * scale.square().view(-1, 1, 1) + SMOOTHING * penalty + FLOOR
     )  # [cosine, down, across]
     solved = v.conj()[:, None] / diagonal
     power = mask.mean().square()
