@@ -68,14 +68,14 @@ def averages(scores: list[Score]) -> list[Score]:
 
 def to_markdown(scores: list[Score]) -> str:
     """A Markdown table of scores and averages, PSNR in dB, with the protocol in its last line."""
-    spectral = scores[0].sam is not None
+    spectral = any(score.sam is not None for score in scores)
     lines = [
         f"| image | method | PSNR (dB) | SSIM |{' SAM (degrees) |' if spectral else ''} seconds |",
         f"|---|---|---:|---:|{'---:|' if spectral else ''}---:|",
     ]
     for s in [*scores, *averages(scores)]:
         seconds = f"{s.seconds:.2f}" if s.seconds else ""
-        angle = f" {s.sam:.2f} |" if spectral else ""
+        angle = "" if not spectral else " |" if s.sam is None else f" {s.sam:.2f} |"
         lines.append(f"| {s.image} | {s.method} | {s.psnr:.2f} | {s.ssim:.4f} |{angle} {seconds} |")
     return "\n".join(lines) + f"\n\nPSNR and SSIM by protocol {scores[0].protocol}.\n"
 

@@ -101,9 +101,14 @@ def score_scenes(
                 cube = method.restore(y, mask)
                 seconds = time.perf_counter() - started
                 psnr, ssim = metrics.psnr(cube, truth, protocol), metrics.ssim(cube, truth, protocol)
-                scores.append(Score(name, label, psnr, ssim, seconds, protocol, metrics.sam(cube, truth)))
+                scores.append(Score(name, label, psnr, ssim, seconds, protocol, mean_angle(cube, truth)))
                 if number == 0:
                     restored.append(cube)
                 bar.set_postfix_str(f"{name} {psnr:.2f} dB")
                 bar.update()
     return scores, restored
+
+
+def mean_angle(cube: np.ndarray, truth: np.ndarray) -> float | None:
+    """SAM in degrees; None for a scene, or a cube, so dark that no pixel has an angle."""
+    return metrics.sam(cube, truth) if (cube.any(0) & truth.any(0)).any() else None

@@ -94,6 +94,10 @@ def load_methods(
         for name in names
         if name not in UNTRAINED
     }
+    if tile is not None and not networks:
+        raise ValueError(
+            f"tile: is for networks, and {' and '.join(names)} work on whole scenes; leave it out"
+        )
     camera = camera_of(networks) if networks else ()
     return {name: networks[name] if name in networks else UNTRAINED[name](*camera) for name in names}
 

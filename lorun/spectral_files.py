@@ -94,12 +94,17 @@ def is_real(path: Path, files: SpectralFiles, scale: Scale) -> bool:
 
 
 def known_wavelengths(path: Path, files: SpectralFiles, bands: int) -> np.ndarray | None:
-    """Wavelengths of so many bands in nm: the literature's 28, or those that the options state, or None."""
-    if bands == len(CASSI_WAVELENGTHS):
-        return np.array(CASSI_WAVELENGTHS)
+    """Wavelengths of so many bands in nm: those that the options state, or the literature's 28, or None."""
+    if not files.wavelengths:
+        return np.array(CASSI_WAVELENGTHS) if bands == len(CASSI_WAVELENGTHS) else None
     if len(files.wavelengths) == 2:
         return evenly_spaced(path, files.wavelengths, bands)
-    return given_wavelengths(path, files.wavelengths) if len(files.wavelengths) == bands else None
+    if len(files.wavelengths) != bands:
+        raise ValueError(
+            f"{path}: wavelengths (--wavelengths): expected one for each of {bands} bands, or the first and "
+            f"the last, got {len(files.wavelengths)}"
+        )
+    return given_wavelengths(path, files.wavelengths)
 
 
 def evenly_spaced(path: Path, ends: tuple[float, ...], bands: int) -> np.ndarray:

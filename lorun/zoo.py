@@ -38,9 +38,9 @@ def load_model(model: str | Path, task: str | None = None) -> tuple[UnfoldingNet
     is_path = isinstance(model, Path) or Path(model).name != model or Path(model).suffix != ""
     net, config, _ = load_network(Path(model) if is_path else model_path(model))
     if task not in (None, config.task):
+        others = ", ".join(name for name in list_models() if load_config(name).task == task)
         raise ValueError(
-            f"{model}: is a model for task {config.task}, not {task}; name another, or pass "
-            f"--task {config.task}"
+            f"{model}: is a model for task {config.task}, not {task}; for {task} these ship: {others}"
         )
     return net, config
 

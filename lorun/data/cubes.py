@@ -27,6 +27,8 @@ SNAPSHOT_KEYS = ("meas_real", "meas", "y")
 # In files of these kinds the cubes of CUBE_KEYS are (H, W, C).
 FIELD_SUFFIXES = (".mat", ".npz")
 MAT5_BYTES = 2**32
+# A calibration's noise may pass 1; a mask on the scale 0 to 255 does so by far.
+MOST_TRANSMISSION = 2.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def read_mask(
 
     Raises:
         ValueError: an array or layout that is ambiguous or does not fit, NaN, Inf, negative values, nothing
-            but zeros, integers above 1 (whose scale is unknown), or a damaged file.
+            but zeros, integers above 1 or floats above 2 (whose scale is unknown), or a damaged file.
         OSError: no such file.
     """
     path = Path(path)
@@ -123,6 +125,11 @@ def read_mask(
         raise ValueError(
             f"{name}: expected transmissions as floats, or integers 0 and 1, got {mask.dtype} up to "
             f"{values.max():g}; divide them by what means fully open and save floats"
+        )
+    if values.max() > MOST_TRANSMISSION:
+        raise ValueError(
+            f"{name}: expected transmissions, about 1 where fully open, got values up to {values.max():g}; "
+            "divide them by what means fully open"
         )
     if not values.any():
         raise ValueError(f"{name}: lets no light through, all values are 0; use another mask")

@@ -110,18 +110,21 @@ class SpectralCrops:
 
 
 def list_cubes(paths: list[Path]) -> list[Path]:
-    """Cube files, and those directly in folders, sorted by name in each."""
+    """Cube files, and those directly in folders, sorted by name in each; a folder of PNG is one cube."""
     found = []
     for path in paths:
-        inside = (
-            sorted(p for p in path.iterdir() if p.suffix.lower() in CUBE_SUFFIXES)
-            if path.is_dir()
-            else [path]
-        )
+        inside = [path] if _is_cube(path) else sorted(p for p in path.iterdir() if _is_cube(p))
         if not inside:
-            raise ValueError(f"{path}: holds no cube; expected one of {', '.join(sorted(CUBE_SUFFIXES))}")
+            suffixes = ", ".join(sorted(CUBE_SUFFIXES))
+            raise ValueError(f"{path}: holds no cube; expected one of {suffixes}, or folders of PNG")
         found += inside
     return found
+
+
+def _is_cube(path: Path) -> bool:
+    if path.is_dir():
+        return any(inside.suffix.lower() == ".png" for inside in path.iterdir())
+    return path.suffix.lower() in CUBE_SUFFIXES
 
 
 def _load(path: Path, wavelengths: np.ndarray) -> np.ndarray:

@@ -124,6 +124,8 @@ class CASSI(nn.Module):
     def check_measurement(self, y: Tensor) -> None:
         """Raise where y is not a measurement through this mask."""
         height, width = self.mask.shape[-2:]
+        if y.dtype != self.mask.dtype:
+            raise TypeError(f"y: expected the mask's {self.mask.dtype}, got {y.dtype}; convert one of them")
         expected = (height, width + max(self.offsets))
         if y.ndim != 3 or tuple(y.shape[1:]) != expected:
             raise ValueError(

@@ -37,13 +37,13 @@ class Camera(Protocol):
 
 
 def smooth_start(camera: Camera, y: Tensor, guess: Tensor, rounds: int = ROUNDS) -> Tensor:
-    """argmin over w of |Phi E w - y|^2 + s sum over neighbours of |w_p - w_q|, as the cube E w, (B, C, H, W).
+    """Towards argmin over w of |Phi E w - y|^2 + s sum over neighbours of |w_p - w_q|, as the cube E w.
 
     E holds the first eight functions of the discrete cosine transform over the bands, each times the root of
     its ROUGHNESS, so that differences of w count alike: total variation of the whole spectrum at once.
-    Iteratively reweighted least squares; a round solves by conjugate gradients, whose preconditioner is the
-    inverse for a mask of this mean and variance whose pixels are independent. Nothing in it is trained but
-    eight numbers.
+    Iteratively reweighted least squares, with weights that are 1 in the mean; a round solves by conjugate
+    gradients, whose preconditioner is the inverse for a mask of this mean and variance whose pixels are
+    independent. Nothing in it is trained but eight numbers.
 
     Args:
         camera: `CASSI`, with its mask.
@@ -56,6 +56,8 @@ def smooth_start(camera: Camera, y: Tensor, guess: Tensor, rounds: int = ROUNDS)
 
 
 def _solve(camera: Camera, y: Tensor, guess: Tensor, rounds: int) -> Tensor:
+    if y.shape[0] == 0:
+        return guess
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     scale = torch.tensor(ROUGHNESS[: camera.bands], dtype=dtype, device=y.device).sqrt()
     basis = cosines(camera.bands, len(scale)).to(y.device, dtype) * scale
@@ -154,12 +156,11 @@ def _preconditioner(
     angles = -2 * math.pi * across[:, None] * offsets
     v = (torch.polar(torch.ones_like(angles), angles) @ basis.to(angles.dtype.to_complex())).T
     penalty = (2 - 2 * torch.cos(2 * math.pi * down))[:, None] + 2 - 2 * torch.cos(2 * math.pi * across)
-    diagonal = (
-        mask.var(correction=0) * scale.square().view(-1, 1, 1) + SMOOTHING * penalty + FLOOR
-    )  # [cosine, down, across]
-    solved = v.conj()[:, None] / diagonal
-    power = mask.mean().square()
-    share = power / (1 + power * (v[:, None] * solved).real.sum(0))
+    of_each = (mask if mask.dim() == 4 else mask.unsqueeze(0)).flatten(1)  # a row a sample, or one for all
+    variance, power = (x.view(-1, 1, 1, 1) for x in (of_each.var(1, correction=0), of_each.mean(1).square()))
+    diagonal = variance * scale.square().view(-1, 1, 1) + SMOOTHING * penalty + FLOOR
+    solved = v.conj()[:, None] / diagonal  # [sample, cosine, down, across]
+    share = power / (1 + power * (v[:, None] * solved).real.sum(1, keepdim=True))
 
     def apply(x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(x)

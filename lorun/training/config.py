@@ -85,6 +85,11 @@ class SpectralData:
             raise ValueError(f'noise: expected "none", "gaussian" or "shot", got {self.noise!r}')
         if not (self.sigma >= 0 and math.isfinite(self.sigma)):
             raise ValueError(f"sigma: expected at least 0, got {self.sigma}")
+        if (self.noise == "gaussian") != (self.sigma > 0):
+            raise ValueError(
+                f'sigma: goes with noise "gaussian", and that with a sigma above 0; got {self.noise!r} and '
+                f"{self.sigma}"
+            )
 
 
 @dataclass(frozen=True)

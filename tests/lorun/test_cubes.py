@@ -231,7 +231,7 @@ def test_folders_that_are_no_cube(tmp_path):
 
 def test_masks(tmp_path):
     path = tmp_path / "a.mat"
-    for array in (MASK, MASK > 0.5, (MASK > 0.5).astype(np.uint8), MASK.astype(np.float64) * 3):
+    for array in (MASK, MASK > 0.5, (MASK > 0.5).astype(np.uint8), MASK.astype(np.float64) * 1.2):
         mask = read_mask(mat(path, mask=array))
         assert mask.dtype == np.float32
         np.testing.assert_allclose(mask, array, rtol=1e-6)
@@ -240,6 +240,7 @@ def test_masks(tmp_path):
         read_mask,
         mat(path, mask=np.full((4, 4), 255, np.uint8)),
     )
+    refused("about 1 where fully open, got values up to 2", read_mask, mat(path, mask=np.ceil(MASK) * 255.0))
     refused("`mask`: lets no light through", read_mask, mat(path, mask=MASK * 0))
     both = mat(path, mask=MASK, mask_3d_shift=np.ones((6, 15, 5)))
     refused(r"several arrays can be the mask.*`mask` \(6, 7\), `mask_3d_shift` \(6, 15, 5\)", read_mask, both)

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 
 from lorun import metrics
 from lorun.checkpoint import save_network
 from lorun.cli import main
+from lorun.evaluate import Score, to_markdown
+from lorun.evaluate_spectral import mean_angle
 from lorun.networks import NetworkConfig, build_network
 
 MASK = np.random.default_rng(0).random((16, 20)).astype(np.float32)
@@ -146,3 +149,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(lab, capsys, arguments, words)
     printed = capsys.readouterr()
     assert words in printed.err and len(printed.err.splitlines()) == 1, printed.err
     assert printed.out == "" and sorted(lab.rglob("*")) == before
+
+
+def test_a_black_scene_has_no_angle():
+    black = np.zeros((3, 8, 8), np.float32)
+    assert mean_angle(black + 1, black) is None
+    assert mean_angle(black + 1, black + 0.5) == pytest.approx(0, abs=1e-4)
+    scores = [
+        Score("black", "a", 40.0, 1.0, 0.1, "cassi-mst", None),
+        Score("lit", "a", 30.0, 0.9, 0.1, "cassi-mst", 7.0),
+    ]
+    assert "| black | a | 40.00 | 1.0000 | | 0.10 |" in to_markdown(scores)
+    assert "| average | a | 35.00 | 0.9500 | 7.00 | 0.10 |" in to_markdown(scores)
+
+
+def test_a_folder_of_pictures_is_one_cube(lab, capsys):
+    for parent in (lab, lab / "pictures"):
+        folder = parent / "png"
+        folder.mkdir(parents=True)
+        for band in range(28):
+            Image.fromarray(np.full((24, 64), 8 * band, np.uint8)).save(folder / f"b_{band:02d}.png")
+    mask = np.random.default_rng(0).random((24, 64))
+    np.savez(lab / "wide.npz", mask=mask)
+    for cubes in ("png", "pictures"):
+        arguments = f"{lab / cubes} --task cassi --mask {lab / 'wide.npz'} --models smooth-start --range 255"
+        assert main(["eval", *arguments.split()]) == 0
+        assert "| png | smooth-start |" in capsys.readouterr().out

@@ -249,7 +249,7 @@ ALL = "--task cassi --mask mask.mat --model all.safetensors"
         ),
         (
             "restore cube.mat --task cassi --mask mask.mat --model cs25-unet-lorun9",
-            "cs25-unet-lorun9: is a model for task cs, not cassi; name another, or pass --task cs",
+            "cs25-unet-lorun9: is a model for task cs, not cassi; for cassi these ship: cassi-unet-lorun9",
         ),
         (f"restore cube.mat {FOUR} -o OUT/out.png", "out.png: expected a name that ends in .mat or .npz"),
         (f"restore cube.mat {FOUR} -o none/out.mat", "no such folder to write out.mat into"),
@@ -282,12 +282,12 @@ ALL = "--task cassi --mask mask.mat --model all.safetensors"
         ("restore -o OUT/a.png", "input: name an image or an .npz measurement"),
         (
             "restore photos/photo.png --model four.safetensors -o OUT/a.png",
-            "four.safetensors: is a model for task cassi, not cs; name another, or pass --task cassi",
+            "four.safetensors: is a model for task cassi, not cs; for cs these ship: cs25-unet-lorun9",
         ),
         ("restore photos/photo.png --model gap-tv -o OUT/a.png", "no shipped model is called 'gap-tv'"),
         (
             "eval photos --models four.safetensors",
-            "four.safetensors: is a model for task cassi, not cs; name another, or pass --task cassi",
+            "four.safetensors: is a model for task cassi, not cs; for cs these ship: cs25-unet-lorun9",
         ),
         ("info cut.safetensors", "cut.safetensors: damaged"),
     ],

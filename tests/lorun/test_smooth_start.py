@@ -97,6 +97,18 @@ def test_samples_of_a_batch_do_not_meet():
     torch.testing.assert_close(physics.start(y), alone, rtol=0, atol=1e-3)
 
 
+def test_samples_with_masks_of_their_own_do_not_meet():
+    masks = torch.stack([torch.rand(24, 40), 0.1 * torch.rand(24, 40)]).unsqueeze(1).expand(-1, 28, -1, -1)
+    both = CASSI(masks)
+    y = both.A(scene(height=24, width=40).expand(2, -1, -1, -1).contiguous())
+    alone = torch.cat([CASSI(mask).start(sample[None]) for mask, sample in zip(masks, y, strict=True)])
+    torch.testing.assert_close(both.start(y), alone, rtol=0, atol=1e-2)
+
+
+def test_an_empty_batch_stays_one():
+    assert camera(torch.float32).start(torch.zeros(0, HEIGHT, WIDTH + 2 * (BANDS - 1))).shape[0] == 0
+
+
 @pytest.mark.parametrize("size", [(1, 9), (9, 1), (1, 1), (2, 3)])
 def test_small_and_black_scenes_stay_finite(size):
     physics = camera(torch.float32, 28, size)

@@ -56,7 +56,11 @@ def test_known_wavelengths():
     path = Path("a.mat")
     np.testing.assert_array_equal(known_wavelengths(path, SpectralFiles(), 28), ONTO)
     assert known_wavelengths(path, SpectralFiles(), 4) is None
-    assert known_wavelengths(path, SpectralFiles(wavelengths=(400, 500, 600)), 4) is None
+    with pytest.raises(
+        ValueError, match="expected one for each of 4 bands, or the first and the last, got 3"
+    ):
+        known_wavelengths(path, SpectralFiles(wavelengths=(400, 500, 600)), 4)
+    assert known_wavelengths(path, SpectralFiles(wavelengths=(400, 700)), 28).tolist() != list(ONTO)
     np.testing.assert_array_equal(
         known_wavelengths(path, SpectralFiles(wavelengths=(400, 700)), 4), [400, 500, 600, 700]
     )
@@ -64,12 +68,12 @@ def test_known_wavelengths():
 
 
 def test_a_mask_whose_layout_is_open_is_told(tmp_path):
-    np.savez(tmp_path / "mask.npz", mask=np.arange(45.0).reshape(3, 5, 3))
+    np.savez(tmp_path / "mask.npz", mask=np.arange(45.0).reshape(3, 5, 3) / 45)
     files = SpectralFiles(mask=tmp_path / "mask.npz")
     with pytest.raises(ValueError, match=r"pass layout \(--mask-layout\)"):
         load_mask(files, 3, 2)
     chosen = SpectralFiles(mask=tmp_path / "mask.npz", mask_layout="chw", layout="hwc")
-    np.testing.assert_array_equal(load_mask(chosen, 3, 2), np.arange(45.0).reshape(3, 5, 3))
+    np.testing.assert_array_equal(load_mask(chosen, 3, 2), np.float32(np.arange(45.0).reshape(3, 5, 3) / 45))
     with pytest.raises(ValueError, match="give its file with --mask"):
         load_mask(SpectralFiles(), 28, 2)
 

@@ -112,8 +112,8 @@ def test_other_noise_loss_and_precision(data, tmp_path, spectral, changes):
 def test_noise_is_the_samples_own(data):
     net = build_network(NETWORK)
     clean, gaussian, shot, again = (
-        SnapshotSpectral(with_spectral(noise=noise, sigma=0.3)).sample(net, 5, 2, (8, 16))
-        for noise in ("none", "gaussian", "shot", "shot")
+        SnapshotSpectral(with_spectral(noise=noise, sigma=sigma)).sample(net, 5, 2, (8, 16))
+        for noise, sigma in (("none", 0), ("gaussian", 0.3), ("shot", 0), ("shot", 0))
     )
     for sample in (clean, gaussian, shot):
         assert torch.equal(sample.images, clean.images)
@@ -219,3 +219,14 @@ def test_the_shipped_recipe_is_the_papers_network():
 def test_the_shipped_recipe_never_trains_on_the_test_cube(lorun_data):
     names = [path.stem for path in list_cubes(load_recipe("cassi-unet").data_paths())]
     assert len(names) > 20 and not any("feathers" in name for name in names)
+
+
+@pytest.mark.parametrize("noise, sigma", [("gaussian", 0.0), ("none", 0.1), ("shot", 0.1)])
+def test_sigma_goes_with_gaussian_noise(noise, sigma):
+    with pytest.raises(ValueError, match='sigma: goes with noise "gaussian"'):
+        SpectralData(noise=noise, sigma=sigma)
+
+
+def test_cassi_has_no_phi_to_adapt():
+    with pytest.raises(ValueError, match="phi_rank: CASSI has a mask and no learned Phi"):
+        NetworkConfig(task="cassi", phi_rank=5)
