@@ -234,3 +234,10 @@ def test_bad_input_says_what_was_expected(call, words):
 def test_a_mask_is_a_floating_point_tensor(mask):
     with pytest.raises(TypeError, match="mask: expected a floating-point tensor"):
         CASSI(mask, BANDS)
+
+
+@pytest.mark.parametrize("start", ["smooth", "average", "shift_back", "adjoint"])
+def test_a_measurement_has_the_masks_dtype(start):
+    physics = CASSI(torch.rand(4, 9), 3, start=start)
+    with pytest.raises(TypeError, match="y: expected the mask's torch.float32, got torch.bfloat16"):
+        physics.start(torch.rand(1, 4, 13).bfloat16())

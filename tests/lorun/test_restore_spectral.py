@@ -12,6 +12,7 @@ from lorun.data import CASSI_WAVELENGTHS, interpolate_bands
 from lorun.metrics import psnr
 from lorun.networks import NetworkConfig, build_network
 from lorun.real_scenes import without_borders
+from lorun.restore_spectral import load_methods
 from lorun.spectral_restorer import GapTv, SpectralRestorer, from_real, measure
 
 RANDOM = np.random.default_rng(0)
@@ -306,3 +307,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(lab, tmp_path, monkeypatch, ca
         position = printed.err.find(part, position)
         assert position >= 0, (part, printed.err)
     assert not list(tmp_path.iterdir()) and sorted(path.name for path in lab.rglob("*")) == before
+
+
+def test_tiles_are_for_networks():
+    with pytest.raises(ValueError, match="tile: is for networks, and gap-tv and smooth-start work on whole"):
+        load_methods(["gap-tv", "smooth-start"], tile=200)
