@@ -28,7 +28,7 @@ class SpectralEval:
     result: OptionalPath = None
     """Write the first model's cubes and the truth, `pred` and `truth`, to this .mat or .npz."""
     tile: OptionalTile = None
-    """Denoise in tiles of this side, at least 132 for a U-Net: large scenes in bounded memory."""
+    """Denoise in tiles of this side, at least 84 for a U-Net: large scenes in bounded memory."""
     files: Annotated[SpectralFiles, arg(name="")] = field(default_factory=SpectralFiles)
 
 
@@ -56,6 +56,8 @@ def evaluate_cubes(
     methods = load_methods(list(dict.fromkeys(models)), settings.tile, device)
     bands, step = camera_of(methods)
     mask = load_mask(files, bands, step)
+    blank = np.zeros((bands, *mask.shape[-2:]))
+    metrics.ssim(blank, blank, settings.protocol)  # raises now where scenes are too small for its window
     scenes: dict[str, np.ndarray] = {}
     for cube in cubes:
         scenes |= cut_scenes(cube, load_cube(cube, files, bands).values, mask.shape[-2:])

@@ -46,10 +46,10 @@ class NetworkConfig:
         for name in ("block", "width", "stages", "bands"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.task == "cassi" and self.phi_rank:
-            raise ValueError(
-                f"phi_rank: CASSI has a mask and no learned Phi, got {self.phi_rank}; leave it out"
-            )
+        if self.task == "cassi":
+            for name in ("ratio", "block", "phi_rank"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{name}: CASSI has a mask and no learned Phi; leave it out")
         if self.step < 0:
             raise ValueError(f"step: expected at least 0 columns, got {self.step}")
         if not 0 <= self.phi_rank <= rows:

@@ -5,7 +5,7 @@ import math
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from lorun.physics import CASSI
 from lorun.unfolding import UnfoldingNetwork
@@ -97,7 +97,7 @@ def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
     if isinstance(physics, CASSI):
         physics = CASSI(torch.ones(size, **like), physics.bands, physics.step, physics.start_from)
     y = physics.A(torch.zeros(1, physics.channels, *size, **like))
-    counter = FlopCounterMode(display=False, custom_mapping=LORA_FLOPS)
+    counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     with counter:
         model(y, physics=physics)
     return counter.get_total_flops()
@@ -113,10 +113,17 @@ def _lora_linear_flop(input_shape, weight_shape, *args, out_shape=None, **kwargs
     return 2 * math.prod(input_shape) * weight_shape[0]
 
 
-LORA_FLOPS = {
+def _attention_flop(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+    """The FLOPs of both products of attention, as torch counts them elsewhere."""
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+COUNTED = {
     torch.ops.lorun.lora_conv2d: _lora_conv_flop,
     torch.ops.lorun.lora_conv2d_preactivation: _lora_conv_flop,
     torch.ops.lorun.lora_linear: _lora_linear_flop,
+    # torch's counter leaves the CPU's kernel out.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
 }
 
 

@@ -11,6 +11,7 @@ from lorun import metrics
 from lorun.data import save_cube
 from lorun.device import choose_device
 from lorun.files import check_not_input, check_target
+from lorun.gap_tv import gap_tv
 from lorun.real_scenes import without_borders
 from lorun.spectral_figures import MOST_METHODS, save_band_montage, save_spectral_comparison
 from lorun.spectral_files import (
@@ -25,11 +26,15 @@ from lorun.spectral_files import (
     load_snapshot,
     mask_path,
 )
-from lorun.spectral_restorer import GapTv, SmoothStart, SpectralMethod, SpectralRestorer, measure
+from lorun.spectral_restorer import SpectralMethod, SpectralRestorer, UntrainedMethod, measure
 from lorun.zoo import load_model
 
 DEFAULT_MODEL = "cassi-unet-lorun9"
-UNTRAINED = {"gap-tv": GapTv, "smooth-start": SmoothStart}
+UNTRAINED = {
+    "gap-tv": gap_tv,
+    # What our networks start from: the rest is what a network adds.
+    "smooth-start": lambda y, physics: physics.start(y),
+}
 PROTOCOL = "cassi-mst"
 
 
@@ -42,7 +47,7 @@ class SpectralOptions:
     scale: Scale = "auto"
     """Of --meas: a "sum" of coded bands, or of a "real" camera; "auto" is "real" for the key meas_real."""
     tile: OptionalTile = None
-    """Denoise in tiles of this side, at least 132 for a U-Net: large scenes in bounded memory."""
+    """Denoise in tiles of this side, at least 84 for a U-Net: large scenes in bounded memory."""
     figures: bool = False
     """Write pictures beside the cube: methods side by side, spectra of regions, all bands."""
     compare: tuple[str, ...] = ()
@@ -99,7 +104,8 @@ def load_methods(
             f"tile: is for networks, and {' and '.join(names)} work on whole scenes; leave it out"
         )
     camera = camera_of(networks) if networks else ()
-    return {name: networks[name] if name in networks else UNTRAINED[name](*camera) for name in names}
+    untrained = {name: UntrainedMethod(UNTRAINED[name], *camera) for name in names if name in UNTRAINED}
+    return {name: (networks | untrained)[name] for name in names}
 
 
 def camera_of(methods: dict[str, SpectralMethod]) -> tuple[int, int]:
@@ -144,14 +150,15 @@ def _measured(
     """The snapshot, its mask, the truth if there is one, and the bands' wavelengths if they are known."""
     files, (height, width) = options.files, mask.shape[-2:]
     if cube is None:
-        y = load_snapshot(options.meas, files, bands, options.scale)
+        real = is_real(options.meas, files, options.scale)
+        y = load_snapshot(options.meas, files, bands, real)
         wide = width + step * (bands - 1)
         if y.shape != (height, wide):
             raise ValueError(
                 f"{options.meas}: is {y.shape[0]}x{y.shape[1]} pixels, where a mask of {height}x{width} and "
                 f"{bands} bands {step} columns apart make {height}x{wide}; give this camera's mask and model"
             )
-        if is_real(options.meas, files, options.scale):
+        if real:
             y, mask = without_borders(y, mask, bands, step)
         return y, mask, None, known_wavelengths(options.meas, files, bands)
     truth = load_cube(cube, files, bands)

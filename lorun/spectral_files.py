@@ -73,14 +73,10 @@ def load_cube(path: Path, files: SpectralFiles, bands: int) -> Cube:
     return cube
 
 
-def load_snapshot(path: Path, files: SpectralFiles, bands: int, scale: Scale = "auto") -> np.ndarray:
-    """A snapshot on the scale of `CASSI.A`.
-
-    Args:
-        scale: "sum" takes it as it is; "real" by `from_real`; "auto" is "real" for the key `meas_real`.
-    """
+def load_snapshot(path: Path, files: SpectralFiles, bands: int, real: bool) -> np.ndarray:
+    """A snapshot on the scale of `CASSI.A`: a plain sum as it is, a real camera's by `from_real`."""
     y = read_snapshot(path, key=files.key, range=files.range)
-    if not is_real(path, files, scale):
+    if not real:
         return y
     try:
         return from_real(y, bands)
@@ -89,7 +85,7 @@ def load_snapshot(path: Path, files: SpectralFiles, bands: int, scale: Scale = "
 
 
 def is_real(path: Path, files: SpectralFiles, scale: Scale) -> bool:
-    """Whether a snapshot counts as a real camera's."""
+    """Whether a snapshot counts as a real camera's; "auto" says so of the key `meas_real`."""
     return scale == "real" or (scale == "auto" and holds_real_snapshot(path, files.key))
 
 

@@ -1,5 +1,7 @@
-"""Spectral cubes from snapshots: restoring numpy measurements with a trained CASSI network or GAP-TV."""
+"""Spectral cubes from snapshots: restoring numpy measurements with a trained CASSI network or without."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -7,9 +9,8 @@ import torch
 from torch import Tensor
 
 from lorun.data.spectra import REAL_GAIN
-from lorun.gap_tv import gap_tv
 from lorun.physics import CASSI
-from lorun.tiling import denoise_in_tiles
+from lorun.tiling import OVERLAP, denoise_in_tiles
 from lorun.unfolding import UnfoldingNetwork
 
 # The field scales real snapshots to this maximum of the sensor's range.
@@ -18,8 +19,6 @@ REAL_PEAK = 0.8
 MOST_OVEREXPOSED = 0.01
 # What noise may add to the most that a cube in [0, 1] measures.
 NOISE_ROOM = 2.0
-# Pixels around a tile that the denoiser sees too: more than a U-Net of three levels looks at.
-OVERLAP = 64
 
 
 class SpectralMethod(Protocol):
@@ -64,33 +63,23 @@ class SpectralRestorer:
         device = self.net.raw_step.device
         physics = camera(mask, self.bands, self.step)
         y = snapshot_tensor(y, physics).to(device)
-        cube = self.net(y, physics=physics.to(device), tile=self.tile, overlap=OVERLAP)
+        cube = self.net(y, physics=physics.to(device), tile=self.tile)
         return cube[0].clamp(0, 1).float().numpy(force=True)
 
 
-class GapTv:
-    """The classical baseline, GAP-TV, for tables: nothing in it is trained."""
+@dataclass(frozen=True)
+class UntrainedMethod:
+    """A method without a network, such as `gap_tv`: solve(y, physics) is the cube (1, C, H, W)."""
 
-    def __init__(self, bands: int = 28, step: int = 2):
-        self.bands, self.step = bands, step
-
-    def restore(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """As `SpectralRestorer.restore`."""
-        physics = camera(mask, self.bands, self.step)
-        return gap_tv(snapshot_tensor(y, physics), physics)[0].numpy()
-
-
-class SmoothStart:
-    """What our networks start from, for tables: the rest is what a network adds."""
-
-    def __init__(self, bands: int = 28, step: int = 2):
-        self.bands, self.step = bands, step
+    solve: Callable[[Tensor, CASSI], Tensor]
+    bands: int = 28
+    step: int = 2
 
     @torch.no_grad()
     def restore(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """As `SpectralRestorer.restore`."""
         physics = camera(mask, self.bands, self.step)
-        return physics.start(snapshot_tensor(y, physics))[0].clamp(0, 1).numpy()
+        return self.solve(snapshot_tensor(y, physics), physics)[0].clamp(0, 1).numpy()
 
 
 def measure(cube: np.ndarray, mask: np.ndarray, step: int = 2) -> np.ndarray:

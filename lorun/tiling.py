@@ -7,6 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+# A U-Net of three levels looks 36 pixels far.
+OVERLAP = 40
+
 
 @dataclass(frozen=True)
 class Span:
@@ -27,7 +30,7 @@ def denoise_in_tiles(
     denoise: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
     tile: int,
-    overlap: int = 36,
+    overlap: int = OVERLAP,
     align: int = 4,
 ) -> Tensor:
     """``denoise(*inputs)``, computed on one tile after the other.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorun.adapters import adapted_view
 from lorun.physics.block_cs import crop_to
-from lorun.tiling import denoise_in_tiles
+from lorun.tiling import OVERLAP, denoise_in_tiles
 
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
@@ -93,7 +93,7 @@ class UnfoldingNetwork(nn.Module):
         size: tuple[int, int] | None = None,
         stages: int | None = None,
         tile: int | None = None,
-        overlap: int = 40,
+        overlap: int = OVERLAP,
     ) -> Tensor:
         """Restore x, (B, C, H, W), from y.
 

@@ -87,7 +87,7 @@ class CASSI(nn.Module):
     def A_adjoint(self, y: Tensor) -> Tensor:
         """Phi^T y, (B, C, H, W), channels_last."""
         self.check_measurement(y)
-        return self.back_project(y).contiguous(memory_format=torch.channels_last)
+        return lk.cassi_adjoint(y, self.mask, self.bands, self.step, memory_format=torch.channels_last)
 
     def back_project(self, y: Tensor) -> Tensor:
         """Phi^T y, (B, C, H, W), contiguous."""

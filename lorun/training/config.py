@@ -125,6 +125,8 @@ class TrainConfig:
                 f"loss, precision: expected one of {', '.join(LOSSES)} and one of {', '.join(PRECISIONS)}, "
                 f"got {self.loss!r} and {self.precision!r}"
             )
+        if self.network.task == "cs" and self.spectral != SpectralData():
+            raise ValueError("spectral: is for task cassi, and the network is for cs; leave it out")
         if self.save_every < 1:
             raise ValueError(f"save_every: expected at least 1 step, got {self.save_every}")
 

@@ -79,7 +79,7 @@ def test_the_table_and_the_cubes_agree(lab, capsys, protocol):
 
 
 def test_one_cube_and_tiles(lab, capsys):
-    assert not run("cubes/small.mat --mask mask.mat --models tiny.safetensors --tile 132")
+    assert not run("cubes/small.mat --mask mask.mat --models tiny.safetensors --tile 84")
     printed = capsys.readouterr().out
     assert printed.count("tiny.safetensors") == 2 and "small.mat" in printed
 
@@ -116,7 +116,7 @@ def test_files_that_need_more_said_get_it(lab, capsys):
             "has 3 bands and states no wavelengths, the model restores 28",
         ),
         ("cubes --mask mask.mat --models cs25-unet-lorun9", "is a model for task cs, not cassi"),
-        ("cubes --mask mask.mat --models tiny.safetensors --tile 9", "tile: expected at least 132"),
+        ("cubes --mask mask.mat --models tiny.safetensors --tile 9", "tile: expected at least 84"),
         (
             "cubes --mask mask.mat --models tiny.safetensors -o table.txt",
             "table.txt: expected a name that ends in",
@@ -149,6 +149,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(lab, capsys, arguments, words)
     printed = capsys.readouterr()
     assert words in printed.err and len(printed.err.splitlines()) == 1, printed.err
     assert printed.out == "" and sorted(lab.rglob("*")) == before
+
+
+def test_scenes_too_small_for_the_window_are_refused_before_the_work(tmp_path, capsys):
+    np.savez(tmp_path / "cube.npz", cube=np.ones((8, 9, 3)), wavelengths=[450.0, 550, 650])
+    np.savez(tmp_path / "mask.npz", mask=np.ones((8, 9)))
+    config = NetworkConfig(task="cassi", algorithm="hqs", bands=3, width=4, stages=1)
+    save_network(build_network(config), config, tmp_path / "three.safetensors")
+    options = f"--mask {tmp_path / 'mask.npz'} --models {tmp_path / 'three.safetensors'}"
+    arguments = f"eval {tmp_path / 'cube.npz'} --task cassi {options} --protocol cassi-float"
+    assert main(arguments.split()) == 2
+    assert "ssim: expected at least 11x11 pixels" in capsys.readouterr().err
 
 
 def test_a_black_scene_has_no_angle():

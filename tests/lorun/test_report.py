@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import lorun
 from lorun.denoisers import UNet
 from lorun.physics import BlockCS
+from lorun.report import COUNTED
 from lorun.unfolding import UnfoldingNetwork
 
 
@@ -55,3 +57,10 @@ def test_adapted_linear_layers_are_counted_like_plain_ones():
         net = UnfoldingNetwork(BlockCS(0.25, block=8), PixelLinear(), 2, variant)
         flops[variant] = lorun.report(net, (16, 16)).flops
     assert flops["shared"] == flops["lorun"]
+
+
+def test_the_products_of_attention_count():
+    q = torch.rand(3, 2, 64, 28)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert counter.get_total_flops() == 2 * (3 * 2) * (2 * 64 * 64 * 28)

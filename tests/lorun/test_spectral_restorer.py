@@ -5,7 +5,8 @@ import torch
 import lorun
 from lorun.metrics import psnr
 from lorun.networks import NetworkConfig, build_network
-from lorun.spectral_restorer import GapTv, SmoothStart, SpectralRestorer, from_real, measure
+from lorun.restore_spectral import UNTRAINED
+from lorun.spectral_restorer import SpectralRestorer, UntrainedMethod, from_real, measure
 
 BANDS, HEIGHT, WIDTH = 4, 20, 24
 RANDOM = np.random.default_rng(0)
@@ -39,8 +40,8 @@ def test_a_snapshot_worked_out_by_hand():
 @pytest.mark.parametrize("mask", [MASK, np.stack([MASK] * BANDS)], ids=["2-D", "3-D"])
 @pytest.mark.parametrize(
     "method",
-    [SpectralRestorer(network()), GapTv(BANDS), SmoothStart(BANDS)],
-    ids=["network", "gap-tv", "smooth-start"],
+    [SpectralRestorer(network()), *(UntrainedMethod(solve, BANDS) for solve in UNTRAINED.values())],
+    ids=["network", *UNTRAINED],
 )
 def test_it_restores_a_smooth_cube(method, mask):
     cube = smooth_cube()
@@ -94,8 +95,8 @@ def spoiled(value: float) -> np.ndarray:
 )
 @pytest.mark.parametrize(
     "method",
-    [SpectralRestorer(network()), GapTv(BANDS), SmoothStart(BANDS)],
-    ids=["network", "gap-tv", "smooth-start"],
+    [SpectralRestorer(network()), *(UntrainedMethod(solve, BANDS) for solve in UNTRAINED.values())],
+    ids=["network", *UNTRAINED],
 )
 def test_bad_snapshots_say_what_was_expected(method, y, words):
     mask = MASK / MASK.max()
@@ -122,7 +123,7 @@ def test_each_restorer_refuses_the_others_networks():
         lorun.Restorer(network())
 
 
-@pytest.mark.parametrize("denoiser, least", [("unet", 132), ("transformer", 160)])
+@pytest.mark.parametrize("denoiser, least", [("unet", 84), ("transformer", 128)])
 def test_tiles_that_are_too_small_are_refused_before_the_work(denoiser, least):
     net = network(denoiser=denoiser, stages=1)
     SpectralRestorer(net, tile=least)

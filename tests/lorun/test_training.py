@@ -8,7 +8,7 @@ from skimage.data import camera
 
 from lorun.checkpoint import load_network
 from lorun.networks import NetworkConfig
-from lorun.training import Phase, TrainConfig, load_recipe, loop, tasks, train
+from lorun.training import Phase, TrainConfig, load_recipe, tasks, train
 from lorun.training.schedule import learning_rate
 
 
@@ -76,20 +76,9 @@ def test_both_phases_raise_the_psnr_of_held_out_photographs(photos, tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [3, 9])
-def test_a_stopped_run_ends_as_an_unbroken_one(photos, tmp_path, monkeypatch, stop_at):
+def test_a_stopped_run_ends_as_an_unbroken_one(photos, tmp_path, train_until, stop_at):
     whole = load_network(train(tiny(), tmp_path / "whole"))[0]
-    steps, real_step = [], loop.train_step
-
-    def stopped_step(*args):
-        if len(steps) == stop_at:
-            raise KeyboardInterrupt
-        steps.append(1)
-        return real_step(*args)
-
-    monkeypatch.setattr(loop, "train_step", stopped_step)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(), tmp_path / "stopped")
-    monkeypatch.setattr(loop, "train_step", real_step)
+    train_until(stop_at, tiny(), tmp_path / "stopped")
     resumed = load_network(train(tiny(), tmp_path / "stopped"))[0]
     for (name, p), q in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q), name

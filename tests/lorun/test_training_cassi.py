@@ -14,7 +14,7 @@ from lorun.data import CASSI_WAVELENGTHS, spectral_crops
 from lorun.data.spectral_crops import list_cubes
 from lorun.networks import NetworkConfig, build_network
 from lorun.report import MEBI, report
-from lorun.training import Phase, TrainConfig, load_recipe, loop, tasks, train
+from lorun.training import Phase, TrainConfig, load_recipe, tasks, train
 from lorun.training.config import SpectralData
 from lorun.training.tasks import SnapshotSpectral
 
@@ -66,7 +66,7 @@ def entries(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_stopped_run_of_both_phases_ends_as_an_unbroken_one(data, tmp_path, monkeypatch):
+def test_a_stopped_run_of_both_phases_ends_as_an_unbroken_one(data, tmp_path, train_until):
     final = train(tiny(), tmp_path / "whole")
     whole, config, notes = load_network(final)
     base = load_network(tmp_path / "whole" / "tiny-shared2.safetensors")[0]
@@ -77,20 +77,8 @@ def test_a_stopped_run_of_both_phases_ends_as_an_unbroken_one(data, tmp_path, mo
     assert all(view.bottom.first.lora_up.abs().sum() > 0 for view in whole.denoisers)
     assert all(entry.get("psnr", 0) >= 0 for entry in entries(tmp_path / "whole" / "phase2.jsonl"))
 
-    real_step = loop.train_step
     for stop_at in (1, 3):  # once in each phase, the second time on top of the first
-        steps = []
-
-        def stopped_step(*args, stop_at=stop_at, steps=steps):
-            if len(steps) == stop_at:
-                raise KeyboardInterrupt
-            steps.append(1)
-            return real_step(*args)
-
-        monkeypatch.setattr(loop, "train_step", stopped_step)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny(), tmp_path / "stopped")
-    monkeypatch.setattr(loop, "train_step", real_step)
+        train_until(stop_at, tiny(), tmp_path / "stopped")
     resumed = load_network(train(tiny(), tmp_path / "stopped"))[0]
     for (name, p), q in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q), name
@@ -227,6 +215,12 @@ def test_sigma_goes_with_gaussian_noise(noise, sigma):
         SpectralData(noise=noise, sigma=sigma)
 
 
-def test_cassi_has_no_phi_to_adapt():
-    with pytest.raises(ValueError, match="phi_rank: CASSI has a mask and no learned Phi"):
-        NetworkConfig(task="cassi", phi_rank=5)
+@pytest.mark.parametrize("name, value", [("phi_rank", 5), ("ratio", 0.5), ("block", 16)])
+def test_cassi_has_no_phi_to_set(name, value):
+    with pytest.raises(ValueError, match=f"{name}: CASSI has a mask and no learned Phi; leave it out"):
+        NetworkConfig(task="cassi", **{name: value})
+
+
+def test_compressive_sensing_reads_no_spectral_data():
+    with pytest.raises(ValueError, match="spectral: is for task cassi"):
+        TrainConfig(spectral=SpectralData(noise="shot"))
