@@ -100,7 +100,7 @@ class CASSI(nn.Module):
         self.check_measurement(y)
         if self.start_from == "shift_back":
             return self._shift_back(y * 2 / self.bands)
-        average = self._shift_back(y / self._light())
+        average = self._shift_back(self._average(y))
         if self.start_from == "average":
             return average
         return smooth_start(self, y, average).contiguous(memory_format=torch.channels_last)
@@ -146,13 +146,24 @@ class CASSI(nn.Module):
                 "interpolate other bands, and crop the cube or the mask to one size"
             )
 
-    def _light(self) -> Tensor:
-        """The measurement of a cube of ones; where the mask lets nothing through it counts as one."""
+    def _average(self, y: Tensor) -> Tensor:
+        """y over the measurement of a cube of ones; where that is 0, what the row's nearest pixel has."""
         mask = self.mask if self.mask.dim() == 4 else self.mask.unsqueeze(0)
         ones = torch.ones((), dtype=mask.dtype, device=mask.device)
         cube = ones.expand(mask.shape[0], self.bands, *mask.shape[-2:])
         light = lk.cassi_forward(cube, self.mask, self.step)
-        return torch.where(light > 0, light, 1)
+        average = y / torch.where(light > 0, light, 1)
+        return average.gather(-1, nearest_column(light > 0).expand_as(average))
+
+
+def nearest_column(measured: Tensor) -> Tensor:
+    """For every pixel (..., W) the column of the nearest measured one in its row; 0 where a row has none."""
+    width = measured.shape[-1]
+    column = torch.arange(width, device=measured.device).expand(measured.shape)
+    left = torch.where(measured, column, -width).cummax(-1).values
+    right = torch.where(measured, column, 2 * width).flip(-1).cummin(-1).values.flip(-1)
+    nearest = torch.where(right - column < column - left, right, left)
+    return torch.where((left < 0) & (right >= width), 0, nearest)
 
 
 def check_step(step: int | list[int], bands: int) -> None:

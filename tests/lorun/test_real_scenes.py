@@ -57,6 +57,16 @@ def test_the_border_comes_out_better_than_with_what_lies_beside_it():
     assert border_psnr(*without_borders(y, mask, BANDS, STEP), cube) > border_psnr(y, mask, cube) + 3
 
 
+def test_a_grey_scene_of_28_bands_stays_grey_up_to_the_border():
+    """Bands that no column measures there are not left black, which would colour it."""
+    bands, spread, width = 28, 54, 200
+    mask = np.random.default_rng(0).random((24, width + 2 * spread), np.float32)
+    y = measure(np.full((bands, *mask.shape), 0.5, np.float32), mask)[:, spread : spread + width + spread]
+    kept, reached = without_borders(y, mask[:, spread : spread + width], bands, 2)
+    start = CASSI(torch.from_numpy(reached), bands).start(torch.from_numpy(kept)[None])[0].numpy()
+    np.testing.assert_allclose(start, 0.5, atol=0.02)
+
+
 def test_a_window_narrower_than_the_dispersion_is_refused():
     with pytest.raises(ValueError, match="no column of this snapshot sees every band"):
         without_borders(np.zeros((4, 20), np.float32), np.ones((4, 6), np.float32), BANDS, STEP)
