@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import skimage
 import torch
-from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
 from tqdm import tqdm
 
@@ -67,9 +67,8 @@ def _estimates(
 
 def _smooth(x: Tensor, weight: float, iterations: int) -> Tensor:
     cubes = x.contiguous().movedim(1, -1).numpy(force=True)  # [B, H, W, C], every band in one piece
-    smooth = [
-        denoise_tv_chambolle(cube, weight, eps=0, max_num_iter=iterations, channel_axis=-1) for cube in cubes
-    ]
+    options = {"weight": weight, "eps": 0, "max_num_iter": iterations, "channel_axis": -1}
+    smooth = [skimage.restoration.denoise_tv_chambolle(cube, **options) for cube in cubes]
     return torch.from_numpy(np.stack(smooth)).movedim(-1, 1).to(x)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+import skimage  # its parts load when they are used: skimage.metrics takes a second
 
 # Wang et al. 2004 in skimage's words; an 11x11 window.
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
@@ -45,7 +45,8 @@ def psnr(x: np.ndarray, ref: np.ndarray, protocol: str) -> float:
     x, ref = _checked(x, ref, rule.axes)
     with np.errstate(divide="ignore"):
         bands = zip(rule.x(x), rule.ref(ref), strict=True)
-        return float(np.mean([peak_signal_noise_ratio(r, b, data_range=rule.peak) for b, r in bands]))
+        psnr_of_band = skimage.metrics.peak_signal_noise_ratio
+        return float(np.mean([psnr_of_band(r, b, data_range=rule.peak) for b, r in bands]))
 
 
 def ssim(x: np.ndarray, ref: np.ndarray, protocol: str) -> float:
@@ -71,7 +72,9 @@ def ssim(x: np.ndarray, ref: np.ndarray, protocol: str) -> float:
             f"ssim: expected at least {side}x{side} pixels, its window, got {ref.shape[1]}x{ref.shape[2]}; "
             "compare a larger part"
         )
-    return float(structural_similarity(x, ref, data_range=rule.peak, channel_axis=0, **rule.window))
+    return float(
+        skimage.metrics.structural_similarity(x, ref, data_range=rule.peak, channel_axis=0, **rule.window)
+    )
 
 
 def sam(x: np.ndarray, ref: np.ndarray) -> float:
