@@ -1,9 +1,12 @@
 # make demo, test, lint and bench each set up .venv first. PYTHON chooses the interpreter it is made from.
+# make bench takes under 8 minutes on two cores; make bench FULL=--full has more cases and more rounds.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.installed
+PEERS := loralib peft deepinv
+PEERS_READY := $(VENV)/.peers
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: demo test lint bench clean
@@ -11,7 +14,7 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 
 demo: $(READY)
 	$(BIN)/lorun demo
 
-test: $(READY)
+test: $(PEERS_READY)
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -19,8 +22,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
-bench: $(READY)
-	$(BIN)/python -m pytest benchmarks
+bench: $(PEERS_READY)
+	mkdir -p bench
+	$(BIN)/python -m pytest benchmarks $(FULL) --benchmark-json=bench/results.json
+	$(BIN)/python -m benchmarks.report bench/results.json --out bench
 
 # Editable, so that edits to Python files need no new set-up. torch comes first and the build is not
 # isolated, so that what is compiled and what runs are one torch with every version of pip.
@@ -30,7 +35,13 @@ $(READY): setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py)
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,dev]'
 	touch $@
 
+# One by one where they do not go together: the table says which is missing, and why.
+$(PEERS_READY): $(READY) pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt $(PEERS) || \
+		for peer in $(PEERS); do $(PIP) install -c constraints.txt $$peer || true; done
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info lorun_kernels/*.so lorun_kernels/_build.json
+	rm -rf $(VENV) build dist demo bench *.egg-info lorun_kernels/*.so lorun_kernels/_build.json
 	rm -rf .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+
+from benchmarks.timing import Mode, gpu_clock, take_turns
 
 # Inputs rotate through more memory than an L2 has.
 ROTATED_BYTES = 512 * 2**20
@@ -28,20 +29,10 @@ def milliseconds(
     for call in calls.values():
         for i in range(3):
             call(i % variants)
-    events = {name: [] for name in calls}
-    order = list(calls.items())
-    shuffle = random.Random(0).shuffle
-    for i in range(rounds):
-        shuffle(order)
-        for name, call in order:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(cycles)
-            start.record()
-            call(i % variants)
-            end.record()
-            events[name].append((start, end))
-        torch.cuda.synchronize()
-    return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}
+    seconds = take_turns(
+        calls, Mode("rounds", seconds=0.0, least=rounds, most=rounds), gpu_clock(cycles), variants
+    )
+    return {name: [1e3 * second for second in values] for name, values in seconds.items()}
 
 
 def requested_bytes() -> int:

@@ -52,6 +52,6 @@ done
 for test in "${testing[@]}"; do wait "$test" || failed=1; done
 wait "${warming[@]}" || echo "warming up has failed: see warm_up_*.log"
 run lora 190 -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json" || failed=1
-run cassi 55 -m gpu benchmarks/test_cassi_gpu.py --benchmark-json="$out/benchmarks.json" || failed=1
-run backends 25 benchmarks/test_backends.py -k cuda --benchmark-json="$out/backends.json" || failed=1
+run table 100 benchmarks/test_table.py --device cuda --benchmark-json="$out/table.json" || failed=1
+"$python" -m benchmarks.report "$out/table.json" --out "$out" || failed=1
 exit $failed

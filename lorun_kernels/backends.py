@@ -14,8 +14,8 @@ from lorun_kernels._extension import cuda_missing_reason
 NAMES = ("cpu", "cuda", "triton", "aten", "reference")
 
 # The default for CASSI ops: on each device type, backends in order with the largest cube, in elements, up to
-# which each is the fastest. The CPU row is measured by benchmarks/test_backends.py; the CUDA row waits for
-# benchmarks/run_gpu.sh on a GPU and is an order of preference until then.
+# which each is the fastest. The CPU row is from "CASSI HQS step over size" of benchmarks/table.py; the CUDA
+# row waits for benchmarks/run_gpu.sh on a GPU and is an order of preference until then.
 CASSI_DEFAULTS = {
     "cpu": [("cpu", float("inf"))],
     "cuda": [("cuda", float("inf")), ("triton", float("inf")), ("reference", float("inf"))],

@@ -34,7 +34,7 @@ from benchmarks.lora_results import (
     ratios,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAYERS = layer_table()
 BY_NAME = {layer.name: layer for layer in LAYERS}
 SQUARE = BY_NAME["28->28 3x3 @256 gelu"]

@@ -1,0 +1,101 @@
+"""The networks of a task that cases compare, and the one dict by which a task joins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.case import OURS
+from benchmarks.peers.field_network import (
+    BlockConvolutions,
+    CroppedRolls,
+    FieldNetwork,
+    PaddedRolls,
+    merged_network,
+    random_lorun,
+    random_shared,
+)
+from lorun.networks import NetworkConfig
+from lorun.physics import CASSI
+
+SHARED, BLOCK = "Shared", "Block"
+FIELD = "field's style"
+PADDED = f"{FIELD}, padded columns"
+UNLIKE = {SHARED: "other weights", PADDED: "denoisers see the padded columns"}
+# On a GPU cuDNN rounds what float32 convolutions multiply to TF32.
+TOLERANCES = {"cpu": 1e-4, "cuda": 1e-2}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A measurement model and how the field writes it.
+
+    Args:
+        config: of its networks; cases choose stages, width and bands.
+        camera: from a network's physics and the side of an image to what measures.
+        field: the field's data steps, by the name of the candidate.
+    """
+
+    config: NetworkConfig
+    camera: Callable[[nn.Module, int], nn.Module]
+    field: dict[str, type[nn.Module]]
+
+
+TASKS = {
+    "cs": Task(NetworkConfig("cs", ratio=0.25), lambda physics, size: physics, {FIELD: BlockConvolutions}),
+    "cassi": Task(
+        NetworkConfig("cassi", algorithm="hqs"),
+        lambda physics, size: CASSI(torch.rand(size, size), physics.bands),
+        {FIELD: CroppedRolls, PADDED: PaddedRolls},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """One network in several forms, and what it restores.
+
+    Args:
+        forms: by name. LoRun's is first; Shared is its base without adapters, which computes something else;
+            Block is it with the adapters merged in, as many denoisers as stages.
+        x, y: images and their measurements.
+    """
+
+    forms: dict[str, nn.Module]
+    x: Tensor
+    y: Tensor
+
+    @property
+    def shape(self) -> str:
+        return "x".join(map(str, self.x.shape))
+
+
+def networks_of(
+    task: str, device: str, size: int, batch: int = 1, stages: int = 9, width: int = 28, bands: int = 28
+) -> Networks:
+    """Untrained networks in which no weight is zero; `bands` are those of a spectral task."""
+    parts = TASKS[task]
+    shared = random_shared(replace(parts.config, stages=stages, width=width, bands=bands))
+    shared.physics = parts.camera(shared.physics, size)
+    lorun = random_lorun(shared.to(device))
+    forms = {OURS: lorun, SHARED: shared, BLOCK: merged_network(lorun)}
+    for name, data in parts.field.items():
+        forms[name] = FieldNetwork(lorun, data(lorun.physics, lorun.algorithm))
+    x = torch.rand(batch, lorun.physics.channels, size, size, device=device)
+    with torch.no_grad():
+        return Networks(forms, x, lorun.physics.A(x))
+
+
+def numbered(name: str, stages: int) -> str:
+    """As tables of papers name a network: LoRun-9."""
+    return f"{name}-{stages}" if name in (OURS, SHARED, BLOCK) else name
+
+
+def denoiser_bytes(network: nn.Module) -> int:
+    """Of all denoisers and adapters of a network; what stages share counts once."""
+    parts = [part for name, part in network.named_children() if name.startswith("denoiser")]
+    tensors = {tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
+    return sum(tensor.nbytes for tensor in tensors)

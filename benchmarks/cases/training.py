@@ -1,0 +1,67 @@
+"""Training steps of whole networks: time, what is kept for backward, the peak, and all of it over stages."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.case import OURS, Candidate, Case
+from benchmarks.cases.tasks import (
+    BLOCK,
+    FIELD,
+    SHARED,
+    TOLERANCES,
+    UNLIKE,
+    denoiser_bytes,
+    networks_of,
+    numbered,
+)
+
+
+def training_step(
+    device: str,
+    task: str,
+    size: int,
+    stages: int = 9,
+    batch: int = 1,
+    width: int = 28,
+    bands: int = 28,
+    peak: bool = True,
+) -> Case:
+    """Forward and backward on `batch` crops. LoRun's frozen base has no gradient, all else does."""
+    made = networks_of(task, device, size, batch, stages, width, bands)
+    case = Case(
+        f"{made.shape}, {stages} stages", images=batch, tolerance=TOLERANCES[device], grad=True, peak=peak
+    )
+    for form in (OURS, SHARED, BLOCK, FIELD):
+        case.candidates[numbered(form, stages)] = _candidate(form, made.forms[form], made.x, made.y)
+    return case
+
+
+def over_stages(device: str, stages: int, **arguments) -> Case:
+    """The same, named so that lines of a plot join the stages."""
+    case = training_step(device, stages=stages, **arguments)
+    case.candidates = {name.removesuffix(f"-{stages}"): one for name, one in case.candidates.items()}
+    case.axis = ("stages", stages)
+    return case
+
+
+def _candidate(form: str, net: nn.Module, x: Tensor, y: Tensor) -> Candidate:
+    def forward(i: int) -> Tensor:
+        return F.mse_loss(net(y), x)
+
+    def step(i: int) -> list[Tensor]:
+        """The loss, and the gradients that networks of every form have."""
+        loss = forward(i)
+        loss.backward()
+        results = [loss, net.raw_step.grad, net.raw_lambda.grad]
+        net.zero_grad()  # at the end: a peak counts the gradients
+        return results
+
+    return Candidate(
+        step,
+        ours=form == OURS,
+        unlike=UNLIKE.get(form),
+        forward=forward,
+        parameters=denoiser_bytes(net),
+    )

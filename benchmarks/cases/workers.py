@@ -1,0 +1,121 @@
+"""One network in one thread and in several, in one process and in several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import OURS, Call, Candidate, Case
+from benchmarks.cases.tasks import FIELD, networks_of
+
+
+def threads(device: str, task: str, size: int, most: int = 8, **arguments) -> Case:
+    """Restoring in one thread, and in as many as there are cores, up to `most`."""
+    counts = _counts(most)
+    made = networks_of(task, device, size, **arguments)
+
+    def candidate(form: str, count: int) -> Candidate:
+        return Candidate(_in_threads(count, lambda i: made.forms[form](made.y)))
+
+    case = Case(f"{made.shape}, threads: {counts[0]}", images=len(made.y))
+    return _with_candidates(case, "thread", counts, candidate)
+
+
+def processes(device: str, task: str, size: int, most: int = 8, batch: int = 1, **arguments) -> Case:
+    """The same in processes of one thread, all of them with as many images."""
+    counts = _counts(most)
+    workers = Workers(counts[0], {"task": task, "device": device, "size": size, "batch": batch, **arguments})
+
+    def candidate(form: str, count: int) -> Candidate:
+        return Candidate(
+            lambda i: workers.run(form, count),
+            expected=lambda i: workers.run(OURS, counts[0])[:count],
+            images=count * batch,
+        )
+
+    case = Case(f"{batch} at {size}x{size}, processes: {counts[0]}")
+    return _with_candidates(case, "process", counts, candidate)
+
+
+def _counts(most: int) -> list[int]:
+    """As many as there are cores, then 1 where that is another number."""
+    return sorted({min(most, os.cpu_count() or 1), 1}, reverse=True)
+
+
+def _with_candidates(
+    case: Case, unit: str, counts: list[int], candidate: Callable[[str, int], Candidate]
+) -> Case:
+    """Ours and the field's style at every count; what has no number has the largest."""
+    for count in counts:
+        suffix = "" if count == counts[0] else f", {count} {unit}"
+        case.candidates[OURS + suffix] = replace(candidate(OURS, count), ours=True)
+        case.candidates[FIELD + suffix] = replace(candidate(FIELD, count), against=OURS + suffix)
+    return case
+
+
+def _in_threads(count: int, call: Call) -> Call:
+    def run(i: int) -> object:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            return call(i)
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+class Workers:
+    """Processes of one thread that hold the same networks; they end with this object, or with its process.
+
+    Args:
+        arguments: of `networks_of`.
+    """
+
+    def __init__(self, count: int, arguments: dict[str, object]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half
+        self.pipes: list[Connection] = []
+        self.processes: list[SpawnProcess] = []
+        for _ in range(count):
+            pipe, other = context.Pipe()
+            process = context.Process(target=_restore_on_demand, args=(other, arguments), daemon=True)
+            process.start()
+            other.close()  # so that the worker's own is the last, and its end is seen here
+            self.pipes.append(pipe)
+            self.processes.append(process)
+        self.close = weakref.finalize(self, _close, self.pipes, self.processes)
+
+    def run(self, form: str, count: int) -> list[Tensor]:
+        """The results of the first `count` processes, at the same time."""
+        for pipe in self.pipes[:count]:
+            pipe.send(form)
+        return [torch.from_numpy(pipe.recv()) for pipe in self.pipes[:count]]
+
+
+def _close(pipes: list[Connection], processes: list[SpawnProcess]) -> None:
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.close()
+        process.terminate()
+        process.join()
+
+
+def _restore_on_demand(pipe: Connection, arguments: dict[str, object]) -> None:
+    """Answer the name of a form with what it restores, until the other end is closed or gone."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)  # every worker makes the same networks
+    made = networks_of(**arguments)
+    with torch.no_grad():
+        while True:
+            try:
+                form = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(made.forms[form](made.y).numpy())

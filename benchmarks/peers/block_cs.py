@@ -1,0 +1,99 @@
+"""The data steps of block compressive sensing: as published code writes them, and by linear algebra.
+
+A peer is made for a camera, a measurement and a scale, rho or mu: what does not depend on x is there before a
+step. Images are whole blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.peers.field_network import BlockConvolutions
+from benchmarks.peers.packages import package
+from lorun.physics import BlockCS
+
+
+class Convolutions:
+    """The step of `BlockConvolutions`, by itself."""
+
+    def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
+        _, self.step = BlockConvolutions(physics, "pgd").begin(y)
+        self.scale = scale
+
+    def pgd_step(self, x: Tensor) -> Tensor:
+        return self.step(x, self.scale)
+
+
+class Rows:
+    """Blocks as the rows of a matrix, for each step: a network on whole images has them between steps."""
+
+    def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
+        self.phi, self.block, self.scale = physics.phi, physics.block, scale
+        self.y = y.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
+
+    def pgd_step(self, x: Tensor) -> Tensor:
+        rows = self._rows(x)
+        return self._image(rows - self.scale * ((rows @ self.phi.t() - self.y) @ self.phi), x)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return F.unfold(x, self.block, stride=self.block).transpose(1, 2).flatten(0, 1)
+
+    def _image(self, rows: Tensor, like: Tensor) -> Tensor:
+        columns = rows.unflatten(0, (like.shape[0], -1)).transpose(1, 2)
+        return F.fold(columns, like.shape[-2:], self.block, stride=self.block)
+
+
+class Gram(Rows):
+    """With Phi^T Phi and Phi^T y formed once, as in ISTA-Net (jianzhangcs/ISTA-Net-PyTorch)."""
+
+    def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
+        super().__init__(physics, y, scale)
+        self.gram, self.start = self.phi.t() @ self.phi, self.y @ self.phi
+        self.identity = torch.eye(len(self.gram), device=y.device)
+
+    def pgd_step(self, x: Tensor) -> Tensor:
+        rows = self._rows(x)
+        return self._image(rows - self.scale * (rows @ self.gram) + self.scale * self.start, x)
+
+    def hqs_step(self, w: Tensor) -> Tensor:
+        right = self.start + self.scale * self._rows(w)
+        return self._image(torch.linalg.solve(self.gram + self.scale * self.identity, right, left=False), w)
+
+
+class Inverse(Gram):
+    """With the inverse of the normal equations formed once."""
+
+    def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
+        super().__init__(physics, y, scale)
+        self.inverse = torch.linalg.inv(self.gram + self.scale * self.identity)
+
+    def hqs_step(self, w: Tensor) -> Tensor:
+        return self._image((self.start + self.scale * self._rows(w)) @ self.inverse, w)
+
+
+class Deepinv(Rows):
+    """deepinv's `CompressedSensing` of a block, on a batch of blocks.
+
+    Raises:
+        ImportError: deepinv cannot be imported.
+    """
+
+    def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
+        super().__init__(physics, y, scale)
+        shape = (1, self.block, self.block)
+        self.physics = package("deepinv").physics.CompressedSensing(len(self.phi), shape, device=y.device)
+        self.physics.load_state_dict({"_A": self.phi, "_A_adjoint": self.phi.t()}, strict=False)
+
+    def pgd_step(self, x: Tensor) -> Tensor:
+        blocks = self._blocks(x)
+        step = self.physics.A_adjoint(self.physics.A(blocks) - self.y)
+        return self._image((blocks - self.scale * step).flatten(1), x)
+
+    def hqs_step(self, w: Tensor) -> Tensor:
+        """By `prox_l2` as it comes, conjugate gradients."""
+        return self._image(self.physics.prox_l2(self._blocks(w), self.y, 1 / self.scale).flatten(1), w)
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        return self._rows(x).unflatten(1, (1, self.block, self.block))

@@ -1,0 +1,207 @@
+"""Tables of a run: in Markdown for docs/ and README.md, in columns for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from benchmarks.case import Work
+from benchmarks.limits import Limits
+from benchmarks.measure import AGAIN
+from benchmarks.ratios import Ratio
+from benchmarks.results import Run, geometric_mean, noise, peer_ratios, ratio
+
+Rows = list[list[str]]
+
+LEGEND = (
+    "A speed-up is a peer's time over LoRun's in the same rounds: above 1 LoRun is faster. It is the median "
+    "over rounds of random order; brackets hold its 95 % bootstrap interval."
+)
+
+
+def markdown(head: list[str], rows: Rows, words: int = 1) -> list[str]:
+    """A Markdown table, the first `words` columns text and the others figures."""
+    rule = ["---"] * words + ["---:"] * (len(head) - words)
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)] + [""]
+
+
+def columns(head: list[str], rows: Rows, words: int = 1) -> list[str]:
+    """The same for a terminal."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    sides = [str.ljust] * words + [str.rjust] * (len(head) - words)
+    cells = (zip(sides, row, widths, strict=True) for row in (head, *rows))
+    return ["  ".join(side(cell, width) for side, cell, width in row).rstrip() for row in cells] + [""]
+
+
+def interval(one: Ratio) -> str:
+    return f"{one.median:.3g} ({one.low:.3g}-{one.high:.3g})"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.4g}"
+
+
+def mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.3g}"
+
+
+def machine_line(run: Run) -> str:
+    machine = run.machine
+    gpu = machine.get("gpu")
+    clocks = f"{machine['cpu_mhz']:.0f} MHz" if machine["cpu_mhz"] else "clock unknown"
+    where = f"{machine['cpu']}, {clocks}, {machine['cores']} cores, {machine['threads']} threads"
+    if gpu:
+        where += f"; {gpu['name']}, SM {gpu['clocks.sm']} of {gpu['clocks.max.sm']}"
+        where += f", driver {gpu['driver_version']}"
+    return (
+        f"{where}; torch {machine['torch']}, Python {machine['python']}, {machine['compiler']} "
+        f"`{machine['cxx_flags']}`; commit `{run.commit}`, {run.date}, {run.mode} mode, load "
+        f"{machine['load']:.2f} at the end."
+    )
+
+
+def noise_line(run: Run) -> str:
+    """How far LoRun is from itself."""
+    ratios = noise(run.cases)
+    if not ratios:
+        return "Noise: not measured."
+    mean = geometric_mean([one for _, one in ratios])
+    title, worst = max(ratios, key=lambda pair: abs(math.log(pair[1].median)))
+    outside = sum(not one.low <= 1 <= one.high for _, one in ratios)
+    return (
+        f"Noise: LoRun against itself is {mean.median:.3f} ({mean.low:.3f}-{mean.high:.3f}), the geometric "
+        f"mean of {len(ratios)} cases; furthest from 1 is {interval(worst)}, {title}. In {outside} cases the "
+        "interval leaves out 1; chance alone does that in one of twenty."
+    )
+
+
+def limits_line(limits: Limits) -> str:
+    sizes = sorted(limits.copy)
+    copies = ", ".join(f"{limits.copy[size] / 1e9:.1f} for {_bytes(size)}" for size in (sizes[0], sizes[-1]))
+    return (
+        f"Limits of this machine, measured in the same run: a copy moves {copies} (GB/s, of everything read "
+        f"and written), a matrix product makes {limits.flops_per_s / 1e9:.0f} GFLOP/s."
+    )
+
+
+def _bytes(size: int) -> str:
+    return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
+
+
+def case_table(case: dict) -> tuple[list[str], Rows]:
+    """Every candidate of a case, and those that are missing."""
+    candidates = case["candidates"]
+    against = {record["peer"]: record for record in case["ratios"]}
+    sized = [
+        (title, key)
+        for title, key in (
+            ("weights MiB", "parameter_bytes"),
+            ("kept MiB", "kept_bytes"),
+            ("peak MiB", "peak_bytes"),
+        )
+        if any(one[key] is not None for one in candidates.values())
+    ]
+    head = ["candidate", "median ms", "quartiles", "per s", "rounds", "speed-up of LoRun"]
+    rows = []
+    for name, one in candidates.items():
+        low, high = map(milliseconds, one["quartiles_s"])
+        cells = [
+            _title(name, one),
+            milliseconds(one["median_s"]),
+            f"{low}-{high}",
+            f"{one['images_per_s']:.3g}",
+        ]
+        cells += [str(one["rounds"]), _against(against.get(name))]
+        rows.append(cells + [mebibytes(one[key]) for _, key in sized])
+    noise = against[AGAIN]
+    rows.append(["LoRun again (noise)", "", "", "", str(noise["rounds"]), interval(ratio(noise))])
+    rows += [[f"{name}: missing, {why}", *[""] * 5] for name, why in case["missing"].items()]
+    head += [title for title, _ in sized]
+    return head, [row + [""] * (len(head) - len(row)) for row in rows]
+
+
+def _title(name: str, candidate: dict) -> str:
+    return f"{name} ({candidate['unlike']})" if candidate["unlike"] else name
+
+
+def _against(record: dict | None) -> str:
+    if record is None:
+        return ""
+    of = "" if record["ours"] == "LoRun" or record["ours"].startswith("LoRun-") else f" of {record['ours']}"
+    return interval(ratio(record)) + of
+
+
+def by_peer(run: Run) -> Iterator[tuple[str, str, str, list[Ratio]]]:
+    """(group, ours, peer, ratios over the cases) of every peer."""
+    for group, cases in run.groups.items():
+        found: dict[tuple[str, str], list[Ratio]] = {}
+        for case in cases:
+            for ours, peer, one in peer_ratios(case):
+                found.setdefault((ours, peer), []).append(one)
+        for (ours, peer), ratios in found.items():
+            yield group, ours, peer, ratios
+
+
+def summary(run: Run, groups: Iterable[str] | None = None) -> tuple[list[str], Rows]:
+    """A row for each group and peer: the geometric mean over the cases, and how many LoRun loses."""
+    head = ["group", "LoRun's", "peer", "cases", "LoRun is faster by", "least-most", "slower in"]
+    rows = []
+    for group, ours, peer, ratios in by_peer(run):
+        if groups is not None and group not in groups:
+            continue
+        medians = [one.median for one in ratios]
+        spread = f"{min(medians):.3g}-{max(medians):.3g}" if len(ratios) > 1 else ""
+        # Beyond noise: the whole interval is below 1.
+        slower = sum(one.high < 1 for one in ratios)
+        found = next(case["candidates"] for case in run.groups[group] if peer in case["candidates"])
+        cells = [group, ours, _title(peer, found[peer]), str(len(ratios))]
+        rows.append([*cells, interval(geometric_mean(ratios)), spread, str(slower or "")])
+    return head, rows
+
+
+def missing(run: Run) -> list[str]:
+    """Each missing candidate once, with its reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for case in run.cases:
+        for name, why in case["missing"].items():
+            found.setdefault((name, why), []).append(case["group"])
+    return [f"- {name}: {why} ({', '.join(dict.fromkeys(groups))})" for (name, why), groups in found.items()]
+
+
+def memory(run: Run, groups: Iterable[str] | None = None) -> tuple[list[str], Rows]:
+    """Of the cases whose peak is measured: weights, what is kept for backward, and the peak of a step."""
+    head = ["group", "case", "candidate", "weights MiB", "kept for backward MiB", "peak MiB"]
+    keys = ("parameter_bytes", "kept_bytes", "peak_bytes")
+    rows = [
+        [case["group"], case["title"], name, *(mebibytes(one[key]) for key in keys)]
+        for case in run.cases
+        if groups is None or case["group"] in groups
+        for name, one in case["candidates"].items()
+        if one["peak_bytes"] is not None
+    ]
+    return head, rows
+
+
+def roofline(run: Run) -> tuple[list[str], Rows]:
+    """Ours as a part of the limit that binds it."""
+    head = ["group", "case", "MB", "MFLOP", "bound by", "limit ms", "LoRun ms", "of the limit"]
+    rows = []
+    for case in run.cases if run.limits else ():
+        if not case["work"]:
+            continue
+        work, limit = Work(**case["work"]), run.limits
+        least = limit.seconds(work)
+        measured = next(one["median_s"] for one in case["candidates"].values() if one["ours"])
+        rows.append(
+            [
+                case["group"],
+                case["title"],
+                f"{work.bytes / 1e6:.3g}",
+                f"{work.flops / 1e6:.3g}",
+                limit.binds(work),
+                milliseconds(least),
+                milliseconds(measured),
+                f"{least / measured:.0%}",
+            ]
+        )
+    return head, rows

@@ -1,0 +1,42 @@
+"""Medians of ratios, and whether the intervals mean what they say."""
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.ratios import Ratio, paired, speed_up
+from benchmarks.results import geometric_mean
+
+
+def test_only_rounds_in_which_both_played_count():
+    assert paired([1.0, None, 2.0, 4.0], [3.0, 5.0, None, 6.0]).tolist() == [3.0, 1.5]
+    one = speed_up([1.0, None, 2.0, 4.0], [3.0, 5.0, None, 6.0])
+    assert (one.median, one.rounds) == (2.25, 2)
+    assert one.low == 1.5 and one.high == 3.0
+
+
+def test_candidates_that_never_met_have_no_ratio():
+    with pytest.raises(ValueError, match="at least one round in which both candidates played"):
+        speed_up([1.0, None], [None, 1.0])
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        # Times with common noise, twice as long for the peer.
+        common, own, peers = draw.lognormal(0, [[0.5], [0.1], [0.1]], (3, 41))
+        one = speed_up(list(common * own), list(2 * common * peers))
+        held += one.low <= 2 <= one.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_a_geometric_mean_combines_intervals():
+    alone = Ratio(2.0, 1.0, 3.0, 7)
+    for mean, expected in zip(vars(geometric_mean([alone])).values(), vars(alone).values(), strict=True):
+        assert mean == pytest.approx(expected)
+    mean = geometric_mean([Ratio(2.0, 1.8, 2.2, 9), Ratio(8.0, 7.2, 8.8, 5)])
+    assert mean.median == pytest.approx(4) and mean.rounds == 5
+    assert math.log(mean.high / 4) == pytest.approx(math.log(1.1) / math.sqrt(2))
+    assert math.log(4 / mean.low) == pytest.approx(-math.log(0.9) / math.sqrt(2))
