@@ -22,10 +22,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
+# What has been measured is reported also where a case fails.
 bench: $(PEERS_READY)
 	mkdir -p bench
-	$(BIN)/python -m pytest benchmarks $(FULL) --benchmark-json=bench/results.json
-	$(BIN)/python -m benchmarks.report bench/results.json --out bench
+	status=0; \
+	$(BIN)/python -m pytest benchmarks $(FULL) --benchmark-json=bench/results.json || status=$$?; \
+	$(BIN)/python -m benchmarks.report bench/results.json --out bench || status=$$?; \
+	exit $$status
 
 # Editable, so that edits to Python files need no new set-up. torch comes first and the build is not
 # isolated, so that what is compiled and what runs are one torch with every version of pip.

@@ -9,6 +9,7 @@ Call = Callable[[int], object]
 """call(i) computes from set i of the inputs: on a GPU they rotate, elsewhere there is one."""
 
 OURS = "LoRun"
+REFERENCE = f"{OURS}, reference backend"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Candidate:
     Args:
         call: what is timed; it returns a tensor, several, or nothing that could be compared.
         ours: whether it is LoRun's; the first of ours is the one that peers are compared with.
+        own_code: whether LoRun's code runs in it although it is a peer: no yardstick for LoRun's speed.
         against: another one of ours that this peer is compared with.
         expected: what its result must equal; by default the result of the one it is compared with.
         unlike: why its result is another one, such as "no adapter"; without a reason it is checked.
@@ -28,6 +30,7 @@ class Candidate:
 
     call: Call
     ours: bool = False
+    own_code: bool = False
     against: str | None = None
     expected: Call | None = None
     unlike: str | None = None

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from benchmarks.case import Work
-from benchmarks.ratios import played
 from benchmarks.timing import Clock, Mode, take_turns
 
 # Bytes moved, half of them read: from what a core's cache holds to more than any cache.
@@ -25,17 +24,18 @@ class Limits:
     Args:
         copy: bytes a second of a copy into memory that exists, by the bytes it moves.
         flops_per_s: of a square matrix product.
+        dtype: of that product.
     """
 
     copy: dict[int, float]
     flops_per_s: float
+    dtype: str = "float32"
 
     @classmethod
     def of(cls, record: dict) -> Limits:
         """From the record of `measure_limits`."""
-        return cls(
-            {int(size): rate for size, rate in record["copy_bytes_per_s"].items()}, record["flops_per_s"]
-        )
+        copy = {int(size): rate for size, rate in record["copy_bytes_per_s"].items()}
+        return cls(copy, record["flops_per_s"], record["dtype"])
 
     def bandwidth(self, size: int) -> float:
         """Of a copy that moves so many bytes: caches make small ones faster."""
@@ -65,7 +65,7 @@ def measure_limits(device: str, clock: Clock, dtype: torch.dtype) -> dict:
     for call in calls.values():
         call(0)
     # Each alone and its fastest call: a limit is what the machine can do.
-    least = {name: min(played(take_turns({name: call}, MODE, clock)[name])) for name, call in calls.items()}
+    least = {name: min(take_turns({name: call}, MODE, clock)[name]) for name, call in calls.items()}
     return {
         "kind": "limits",
         "device": device,

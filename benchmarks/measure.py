@@ -11,8 +11,9 @@ from torch import Tensor
 
 from benchmarks.case import Call, Candidate, Case, reason
 from benchmarks.memory import kept_bytes
-from benchmarks.ratios import played, speed_up
-from benchmarks.timing import Clock, Mode, Seconds, cpu_clock, take_turns
+from benchmarks.ratios import speed_up
+from benchmarks.timing import Mode, Seconds, cpu_clock, gpu_clock, hiding_cycles, take_turns
+from benchmarks.watch import Watch
 
 AGAIN = "itself"
 """The first of ours once more: what differs from 1 there is noise."""
@@ -21,57 +22,83 @@ AGAIN = "itself"
 WARM_S = 0.3
 
 
-def measure(case: Case, mode: Mode, clock: Clock = cpu_clock) -> dict:
+class Wrong(AssertionError):
+    """Results of candidates that are not what they must equal, or none. `record` is of the others."""
+
+    def __init__(self, failures: list[str], record: dict):
+        super().__init__("\n".join(failures))
+        self.record = record
+
+
+def measure(case: Case, mode: Mode, device: str = "cpu", watch: Watch | None = None) -> dict:
     """Check, time and describe `case`.
 
     Raises:
-        AssertionError: where a candidate's result is not what it must equal, or ours cannot run.
+        Wrong: after the others are measured, where a candidate's result is not what it must equal, or one of
+            ours cannot run.
+        AssertionError: where the first of ours cannot run.
     """
     torch.compiler.reset()  # after eight compilations of one function torch.compile gives up
     with nullcontext() if case.grad else torch.no_grad():
-        first = _checked(case)
+        failures, warm = _check(case)
         calls = {name: candidate.call for name, candidate in case.candidates.items()}
         calls[AGAIN] = calls[case.ours[0]]
         for name, call in calls.items():
-            if first.get(name, 0) < WARM_S:
+            if name not in warm:
                 call(0)
-        seconds = take_turns(calls, mode, clock, case.inputs)
-    return {
+        cycles = hiding_cycles(calls.values()) if device == "cuda" else None
+        clock = cpu_clock if cycles is None else gpu_clock(cycles)
+        seconds = take_turns(calls, mode, clock, case.inputs, watch)
+    record = {
         "title": case.title,
         "mode": mode.name,
         "threads": torch.get_num_threads(),
+        "launching_timed": cycles == 0,
+        "repeated": watch.repeated if watch else None,
+        "disturbed": watch.disturbed if watch else None,
         "work": vars(case.work) if case.work else None,
         "axis": case.axis,
         "missing": case.missing,
         "candidates": {
-            name: _candidate(case, case.candidates[name], times, first[name])
+            name: _candidate(case, case.candidates[name], times)
             for name, times in seconds.items()
             if name != AGAIN
         },
         "itself": {"seconds": rounded(seconds[AGAIN])},
         "ratios": _ratios(case, seconds),
     }
+    if failures:
+        raise Wrong(failures, record)
+    return record
 
 
-def _checked(case: Case) -> dict[str, float]:
-    """Seconds of every candidate's first call. Those that cannot run go to `case.missing`."""
-    results, first = {}, {}
+def _check(case: Case) -> tuple[list[str], set[str]]:
+    """What is wrong with ours and with results, and which candidates have warmed up meanwhile.
+
+    Those that cannot run, or are wrong, go from the candidates to `case.missing`.
+    """
+    results, failures, warm = {}, [], set()
     for name, candidate in list(case.candidates.items()):
         start = time.perf_counter()
         try:
             results[name] = _tensors(candidate.call(0))
         except Exception as error:  # one that fails is a row of the table, not the end of the run
             assert name != case.ours[0], f"{case.title}: {name} fails: {reason(error)}"
-            case.missing[name] = reason(error)
-            del case.candidates[name]
-            continue
-        first[name] = time.perf_counter() - start
-    for name, candidate in case.candidates.items():
-        if candidate.unlike is None:
-            expected = candidate.expected
-            wanted = _tensors(expected(0)) if expected else results[case.compared_with(name)]
-            _assert_equal(case, name, results[name], wanted)
-    return first
+            failures += [f"{case.title}: {name} fails: {reason(error)}"] if candidate.ours else []
+            _drop(case, name, reason(error))
+        if time.perf_counter() - start >= WARM_S:
+            warm.add(name)
+    for name, candidate in list(case.candidates.items()):
+        wrong = _what_is_wrong(case, name, candidate, results)
+        if wrong:
+            failures.append(f"{case.title}: {name}{wrong}")
+            _drop(case, name, f"wrong: {name}{wrong}")
+    return failures, warm
+
+
+def _drop(case: Case, name: str, why: str) -> None:
+    case.missing[name] = why
+    del case.candidates[name]
 
 
 def _tensors(result: object) -> list[Tensor]:
@@ -80,26 +107,38 @@ def _tensors(result: object) -> list[Tensor]:
     return [one.detach().clone() for one in result] if isinstance(result, list | tuple) else []
 
 
-def _assert_equal(case: Case, name: str, results: list[Tensor], wanted: list[Tensor]) -> None:
-    assert len(results) == len(wanted), f"{case.title}: {name} has {len(results)} results, not {len(wanted)}"
-    for number, (result, true) in enumerate(zip(results, wanted, strict=True)):
-        assert result.shape == true.shape, f"{case.title}: {name} has shape {tuple(result.shape)}"
+def _what_is_wrong(
+    case: Case, name: str, candidate: Candidate, results: dict[str, list[Tensor]]
+) -> str | None:
+    """How a result differs from what it must equal."""
+    against = case.compared_with(name)
+    if against not in case.candidates:
+        return f" has nothing to be compared with: {against} is missing"
+    if candidate.unlike:
+        return None
+    found = results[name]
+    wanted = _tensors(candidate.expected(0)) if candidate.expected else results[against]
+    if len(found) != len(wanted):
+        return f" has {len(found)} results, not {len(wanted)}"
+    for number, (result, true) in enumerate(zip(found, wanted, strict=True)):
+        if result.shape != true.shape:
+            return f" has shape {tuple(result.shape)}, not {tuple(true.shape)}"
         error = ((result.double() - true.double()).abs().max() / true.double().abs().max()).item()
-        # A NaN is not within any tolerance.
-        assert error <= case.tolerance, f"{case.title}: {name}, result {number}: {error:.2g} from ours"
+        if not error <= case.tolerance:  # a NaN is not within any tolerance
+            return f", result {number}: {error:.2g} from ours"
+    return None
 
 
-def _candidate(case: Case, candidate: Candidate, seconds: Seconds, first: float) -> dict:
-    times = played(seconds)
+def _candidate(case: Case, candidate: Candidate, seconds: Seconds) -> dict:
     images = candidate.images or case.images
     return {
         "ours": candidate.ours,
+        "own_code": candidate.own_code,
         "unlike": candidate.unlike,
-        "rounds": len(times),
-        "median_s": float(np.median(times)),
-        "quartiles_s": np.quantile(times, [0.25, 0.75]).tolist(),
-        "images_per_s": images / float(np.median(times)),
-        "first_call_s": first,
+        "rounds": len(seconds),
+        "median_s": float(np.median(seconds)),
+        "quartiles_s": np.quantile(seconds, [0.25, 0.75]).tolist(),
+        "images_per_s": images / float(np.median(seconds)),
         "parameter_bytes": candidate.parameters,
         "kept_bytes": _kept(candidate.forward),
         "peak_bytes": None,
@@ -122,4 +161,4 @@ def _ratios(case: Case, seconds: dict[str, Seconds]) -> list[dict]:
 
 def rounded(seconds: Seconds) -> Seconds:
     """To four digits: a results file is read by people too."""
-    return [None if second is None else float(f"{second:.3e}") for second in seconds]
+    return [float(f"{second:.3e}") for second in seconds]

@@ -11,12 +11,14 @@ import re
 import pytest
 import torch
 
-from benchmarks.gpu_timing import BACKWARD_CYCLES, FORWARD_CYCLES, peak_bytes
+from benchmarks.case import Case
+from benchmarks.gpu_timing import FORWARD_CYCLES, peak_bytes
 from benchmarks.limits import measure_limits
-from benchmarks.measure import measure
+from benchmarks.measure import Wrong, measure
 from benchmarks.memory import peak_in_fresh_process
 from benchmarks.table import TABLE
-from benchmarks.timing import Clock, cpu_clock, gpu_clock
+from benchmarks.timing import Mode, cpu_clock, gpu_clock
+from benchmarks.watch import Probe, Watch
 
 
 def pytest_generate_tests(metafunc) -> None:
@@ -39,8 +41,15 @@ def _name(entry, arguments: dict) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
-def _clock(device: str, cycles: int) -> Clock:
-    return gpu_clock(cycles) if device == "cuda" else cpu_clock
+@pytest.fixture(scope="session")
+def probe() -> Probe:
+    return Probe()
+
+
+@pytest.fixture
+def watch(probe, device, mode: Mode) -> Watch | None:
+    """Of a CPU; nothing takes part of a GPU."""
+    return None if device == "cuda" else Watch(probe.disturbed, patience=mode.seconds / 2)
 
 
 @pytest.fixture(autouse=True)
@@ -53,25 +62,34 @@ def fastest_of_cudnn(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
 
 
+def _peak(device: str, group: str, arguments: dict, case: Case, name: str) -> int | None:
+    if device != "cuda":
+        return peak_in_fresh_process(group, arguments, name)
+    with torch.set_grad_enabled(case.grad):
+        return peak_bytes(case.candidates[name].call, 0)
+
+
 @pytest.mark.benchmark(group="limits")
 def test_limits(benchmark, keep, device):
-    record = measure_limits(
-        device, _clock(device, FORWARD_CYCLES), torch.bfloat16 if device == "cuda" else torch.float32
-    )
+    clock, dtype = cpu_clock, torch.float32
+    if device == "cuda":
+        clock, dtype = gpu_clock(FORWARD_CYCLES), torch.bfloat16
+    record = measure_limits(device, clock, dtype)
     keep({"group": "limits", **record})
     benchmark.pedantic(lambda: None)
     assert record["flops_per_s"] > 0
 
 
-def test_case(benchmark, keep, device, mode, entry, arguments):
+def test_case(benchmark, keep, device, mode, watch, entry, arguments):
     case = entry.build(device=device, **arguments)
-    record = measure(case, mode, _clock(device, BACKWARD_CYCLES if case.grad else FORWARD_CYCLES))
-    for name, candidate in case.candidates.items() if case.peak else ():
-        found = record["candidates"][name]
-        if device == "cuda":
-            with torch.set_grad_enabled(case.grad):
-                found["peak_bytes"] = peak_bytes(candidate.call, 0)
-        else:
-            found["peak_bytes"] = peak_in_fresh_process(entry.group, arguments, name)
+    failures = None
+    try:
+        record = measure(case, mode, device, watch)
+    except Wrong as wrong:  # what is right stays in the results
+        record, failures = wrong.record, wrong
     keep({"kind": "case", "group": entry.group, "device": device, "arguments": arguments, **record})
-    benchmark.pedantic(case.candidates[case.ours[0]].call, args=(0,))
+    for name in case.candidates if case.peak else ():
+        record["candidates"][name]["peak_bytes"] = _peak(device, entry.group, arguments, case, name)
+    benchmark.pedantic(lambda: None)
+    if failures:
+        raise failures

@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from benchmarks.case import Call
+from benchmarks.watch import Watch
 
 Clock = Callable[[Call, int], float]
-Seconds = list[float | None]
-"""A candidate's seconds, round by round; None where it sat a round out."""
+Seconds = list[float]
+"""A candidate's seconds, round by round."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +25,32 @@ class Mode:
 
     name: str
     seconds: float
-    """For all candidates together; those that have used their share sit out."""
+    """Timed, of all candidates together; no round begins after them."""
     least: int
-    """Rounds that every candidate has, however slow it is."""
+    """Rounds, however slow they are."""
     most: int
 
 
 QUICK = Mode("quick", seconds=3.0, least=5, most=100)
-FULL = Mode("full", seconds=8.0, least=20, most=300)
+FULL = Mode("full", seconds=6.0, least=10, most=300)
 # Of the GPU's own seconds.
 GPU = Mode("GPU", seconds=0.2, least=20, most=60)
 
+# A fixed or mirrored order would let one candidate follow itself, with warmer caches than the others, and the
+# same random orders in every case would favour the same candidates in all.
+_ORDERS = random.Random(0)
+
+
+# Of a longer call, what came before it is no part worth mentioning.
+SHORT_S = 0.005
+# A GPU makes about so many cycles a second. Where a call takes longer to launch, nobody would hide it.
+CYCLES_PER_S, HIDDEN_S = 2e9, 0.002
+
 
 def cpu_clock(call: Call, i: int) -> float:
-    start = time.perf_counter()
-    call(i)
-    return time.perf_counter() - start
+    """Of a short call the second: threads awake and data where the first left it, whoever came before."""
+    seconds = _seconds(call, i)
+    return seconds if seconds > SHORT_S else _seconds(call, i)
 
 
 def gpu_clock(cycles: int) -> Clock:
@@ -46,7 +58,8 @@ def gpu_clock(cycles: int) -> Clock:
 
     def clock(call: Call, i: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(cycles)
+        if cycles:
+            torch.cuda._sleep(cycles)
         start.record()
         call(i)
         end.record()
@@ -56,33 +69,59 @@ def gpu_clock(cycles: int) -> Clock:
     return clock
 
 
+def hiding_cycles(calls: Iterable[Call]) -> int:
+    """Cycles that hide the launching of each of `calls`; 0 where that of one is too long: then of none."""
+    longest = max(_launch_seconds(call) for call in calls)
+    return int(1.5 * longest * CYCLES_PER_S) if longest < HIDDEN_S else 0
+
+
 def take_turns(
-    calls: dict[str, Call], mode: Mode, clock: Clock = cpu_clock, inputs: int = 1
+    calls: dict[str, Call],
+    mode: Mode,
+    clock: Clock = cpu_clock,
+    inputs: int = 1,
+    watch: Watch | None = None,
 ) -> dict[str, Seconds]:
     """Seconds of every call; candidates take turns, so that whatever else the machine does hits them alike.
 
-    Round i uses set i of `inputs`. Each candidate plays until it has `mode.least` rounds and has used its
-    share of `mode.seconds`, and no more than `mode.most` rounds: slow ones have fewer.
+    Every candidate plays in every round: until `mode.seconds` are used, but from `mode.least` to `mode.most`
+    rounds. Each call uses the next set of `inputs`. `watch` repeats rounds that something else disturbed.
     """
     seconds: dict[str, Seconds] = {name: [] for name in calls}
-    used = dict.fromkeys(calls, 0.0)
-    share = mode.seconds / len(calls)
-    order = list(calls)
-    # A fixed or mirrored order would let one candidate follow itself, with warmer caches than the others.
-    shuffle = random.Random(0).shuffle
+    used, order = 0.0, list(calls)
     enabled = gc.isenabled()
     gc.disable()
     try:
         for number in range(mode.most):
-            playing = {name for name in calls if number < mode.least or used[name] < share}
-            if not playing:
+            if number >= mode.least and used >= mode.seconds:
                 break
-            shuffle(order)
-            for name in order:
-                time_taken = clock(calls[name], number % inputs) if name in playing else None
-                used[name] += time_taken or 0.0
-                seconds[name].append(time_taken)
+            _ORDERS.shuffle(order)
+            play = partial(_round, calls, order, clock, number, inputs)
+            taken = watch.undisturbed(play) if watch else play()
+            used += sum(taken.values())
+            for name, one in taken.items():
+                seconds[name].append(one)
     finally:
         if enabled:
             gc.enable()
+    return seconds
+
+
+def _round(
+    calls: dict[str, Call], order: list[str], clock: Clock, number: int, inputs: int
+) -> dict[str, float]:
+    first = number * len(order)
+    return {name: clock(calls[name], (first + place) % inputs) for place, name in enumerate(order)}
+
+
+def _seconds(call: Call, i: int) -> float:
+    start = time.perf_counter()
+    call(i)
+    return time.perf_counter() - start
+
+
+def _launch_seconds(call: Call) -> float:
+    torch.cuda.synchronize()
+    seconds = _seconds(call, 0)
+    torch.cuda.synchronize()
     return seconds

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lorun_kernels as lk
-from benchmarks.case import OURS, Call, Candidate, Case, Work
+from benchmarks.case import OURS, REFERENCE, Call, Candidate, Case, Work
 from benchmarks.cases.backends import on_backend
 from benchmarks.cases.inputs import input_sets
 from benchmarks.peers import adapters
@@ -18,10 +18,11 @@ from benchmarks.peers.adapters import Adapted, Twin
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 TOLERANCES = {"cpu": 1e-4, "cuda": 0.03}
 FACTORED = f"{OURS}, factored"
-REFERENCE = {f"{OURS}, reference backend": "reference"}
+MERGED = "merged weight (loralib's eval)"
+DEFINITION = {REFERENCE: "reference"}
 BACKENDS = {
-    "cpu": REFERENCE,
-    "cuda": {f"{OURS}, {backend}": backend for backend in ("cuda", "triton", "aten")} | REFERENCE,
+    "cpu": DEFINITION,
+    "cuda": {f"{OURS}, {backend}": backend for backend in ("cuda", "triton", "aten")} | DEFINITION,
 }
 
 
@@ -139,15 +140,15 @@ class Trial:
             self.case.add(name, partial(_on, backend, self.case.candidates[OURS]))
 
     def add_peers(self) -> None:
-        """The layer without an adapter, and with one by the libraries."""
+        """The layer without an adapter, and with one by the libraries, their factors apart as in training."""
         self.case.add("plain frozen", self._plain)
         self.case.add("loralib", lambda: self._candidate(adapters.loralib(self.layer)))
         self.case.add("peft", self._peft)
 
     def add_merged_and_compiled(self, compiled: bool) -> None:
-        """What a user could do instead: merge for inference, or compile loralib."""
+        """What a user could do instead: merge for inference, as loralib's eval() does, or compile loralib."""
         if not self.case.grad:  # its factors could not be trained
-            self.case.add("merged weight", lambda: self._candidate(adapters.merged(self.layer, self.base)))
+            self.case.add(MERGED, lambda: self._candidate(adapters.merged(self.layer, self.base)))
         if compiled:
             twin = adapters.compiled_loralib
             self.case.add("loralib, compiled", lambda: self._candidate(twin(self.layer)))

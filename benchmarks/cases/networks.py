@@ -7,9 +7,20 @@ import copy
 from torch import Tensor, nn
 
 from benchmarks.case import OURS, Call, Candidate, Case, Work
-from benchmarks.cases.tasks import FIELD, TOLERANCES, UNLIKE, Networks, denoiser_bytes, networks_of, numbered
+from benchmarks.cases.tasks import (
+    FIELD,
+    OWN_CODE,
+    TOLERANCES,
+    UNLIKE,
+    Networks,
+    denoiser_bytes,
+    networks_of,
+    numbered,
+)
 from lorun.report import count_flops
 from lorun.unfolding import UnfoldingNetwork
+
+COMPILED = "denoisers compiled"
 
 
 def network(
@@ -34,7 +45,7 @@ def network(
     for form, net in made.forms.items():
         case.candidates[numbered(form, stages)] = _candidate(form, net, made.y)
     for form in (OURS, FIELD) if compiled else ():
-        name = f"{numbered(form, stages)}, compiled"
+        name = f"{numbered(form, stages)}, {COMPILED}"
         case.candidates[name] = _candidate(form, _compiled(made.forms[form]), made.y)
     for name, call in _parts(lorun, made.y).items():
         case.candidates[name] = Candidate(call, ours=True, unlike=f"a part of {numbered(OURS, stages)}")
@@ -43,7 +54,11 @@ def network(
 
 def _candidate(form: str, net: nn.Module, y: Tensor) -> Candidate:
     return Candidate(
-        lambda i: net(y), ours=form == OURS, unlike=UNLIKE.get(form), parameters=denoiser_bytes(net)
+        lambda i: net(y),
+        ours=form == OURS,
+        own_code=form in OWN_CODE,
+        unlike=UNLIKE.get(form),
+        parameters=denoiser_bytes(net),
     )
 
 

@@ -22,7 +22,11 @@ from lorun.networks import NetworkConfig
 from lorun.physics import CASSI
 
 SHARED, BLOCK = "Shared", "Block"
-FIELD = "field's style"
+OWN_CODE = (SHARED, BLOCK)
+"""Peers that are networks of LoRun's as well."""
+
+# Named so because the start is a part of the time that both spend.
+FIELD = "field's style, same start"
 PADDED = f"{FIELD}, padded columns"
 UNLIKE = {SHARED: "other weights", PADDED: "denoisers see the padded columns"}
 # On a GPU cuDNN rounds what float32 convolutions multiply to TF32.
@@ -91,7 +95,7 @@ def networks_of(
 
 def numbered(name: str, stages: int) -> str:
     """As tables of papers name a network: LoRun-9."""
-    return f"{name}-{stages}" if name in (OURS, SHARED, BLOCK) else name
+    return f"{name}-{stages}" if name in (OURS, *OWN_CODE) else name
 
 
 def denoiser_bytes(network: nn.Module) -> int:

@@ -9,6 +9,7 @@ from benchmarks.case import OURS, Candidate, Case
 from benchmarks.cases.tasks import (
     BLOCK,
     FIELD,
+    OWN_CODE,
     SHARED,
     TOLERANCES,
     UNLIKE,
@@ -61,6 +62,7 @@ def _candidate(form: str, net: nn.Module, x: Tensor, y: Tensor) -> Candidate:
     return Candidate(
         step,
         ours=form == OURS,
+        own_code=form in OWN_CODE,
         unlike=UNLIKE.get(form),
         forward=forward,
         parameters=denoiser_bytes(net),

@@ -23,7 +23,7 @@ class Twin:
 
 
 def merged(layer: Adapted, base: nn.Module) -> Twin:
-    """The plain layer on the merged weight: for inference, what loralib and peft can merge into as well."""
+    """The plain layer on the merged weight: as loralib's after eval() and peft's after merge()."""
     plain = copy.deepcopy(base)
     with torch.no_grad():
         plain.weight.copy_(layer.merged_weight())
@@ -31,7 +31,10 @@ def merged(layer: Adapted, base: nn.Module) -> Twin:
 
 
 def loralib(layer: Adapted) -> Twin:
-    """loralib's layer, which computes the same function: its B is `lora_up` and its A is `lora_down`."""
+    """loralib's layer, the same function: its B is `lora_up` and its A is `lora_down`.
+
+    It stays in train(): its factors are apart, which eval() would merge.
+    """
     library, scaling_of_one = package("loralib"), {"r": layer.rank, "lora_alpha": layer.rank}
     if isinstance(layer, nn.Conv2d):
         sizes = layer.in_channels, layer.out_channels, layer.kernel_size[0]

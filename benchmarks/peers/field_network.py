@@ -1,7 +1,7 @@
 """Unfolding networks in the field's usual style, with the weights of one of LoRun's.
 
 Contiguous NCHW throughout, a whole denoiser per stage, and the data steps of published code. Networks start
-where LoRun's do.
+where LoRun's do, for CASSI by LoRun's own `physics.start`: its time is part of both.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ import torch
 from benchmarks.case import OURS, Candidate, Case, Work
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.machine import describe
-from benchmarks.measure import AGAIN, measure
+from benchmarks.measure import AGAIN, Wrong, measure
 from benchmarks.memory import kept_bytes
-from benchmarks.timing import Mode, cpu_clock, take_turns
+from benchmarks.timing import SHORT_S, Mode, cpu_clock, take_turns
+from benchmarks.watch import Probe, Watch
 
 ONCE = Mode("test", seconds=0.0, least=2, most=2)
 TRUE = torch.tensor([1.0, -2.0])
@@ -72,6 +74,27 @@ def test_a_peer_that_cannot_run_is_missing_with_its_reason():
         measure(Case("2", {OURS: Candidate(fails, ours=True)}), ONCE)
 
 
+def test_what_is_wrong_goes_and_the_rest_is_measured():
+    broken = Candidate(lambda i: 1 // 0, ours=True)
+    case = case_of(
+        second=broken,
+        wrong=returning(TRUE + 1),
+        right=returning(TRUE.clone()),
+        lost=returning(TRUE.clone(), against="second"),
+    )
+    with pytest.raises(Wrong) as caught:
+        measure(case, ONCE)
+    assert str(caught.value).splitlines() == [
+        "2: second fails: ZeroDivisionError: integer division or modulo by zero",
+        "2: wrong, result 0: 0.5 from ours",
+        "2: lost has nothing to be compared with: second is missing",
+    ]
+    record = caught.value.record
+    assert list(record["candidates"]) == [OURS, "right"]
+    assert list(record["missing"]) == ["second", "wrong", "lost"]
+    assert record["candidates"]["right"]["rounds"] == 2
+
+
 def test_a_package_that_is_not_there_is_missing_with_its_reason():
     def make():
         raise ImportError("No module named 'peer'")
@@ -89,25 +112,61 @@ def test_only_training_differentiates(grad):
     assert set(seen) == {grad}
 
 
-def test_slow_candidates_sit_out_once_they_have_the_least_rounds():
-    times = {"fast": 0.01, "slow": 1.0}
+@pytest.mark.parametrize("seconds, rounds", [(1.0, 10), (0.0, 5), (100.0, 40)])
+def test_all_play_in_every_round_until_the_time_is_used(seconds, rounds):
+    times = {"fast": 0.01, "slow": 0.09}
     clock = lambda call, i: times[call(i)]  # noqa: E731
     calls = {name: lambda i, name=name: name for name in times}
-    seconds = take_turns(calls, Mode("test", seconds=1.0, least=5, most=40), clock)
-    played = {name: sum(one is not None for one in values) for name, values in seconds.items()}
-    # The fast one's share is half a second.
-    assert played == {"fast": pytest.approx(50, abs=10), "slow": 5} or played == {"fast": 40, "slow": 5}
-    assert len(seconds["fast"]) == len(seconds["slow"])
+    found = take_turns(calls, Mode("test", seconds, least=5, most=40), clock)
+    assert {name: len(values) for name, values in found.items()} == pytest.approx(
+        dict.fromkeys(times, rounds), abs=1
+    )
 
 
 def test_rounds_have_random_orders_and_rotate_the_inputs():
     order = []
     calls = {name: lambda i, name=name: order.append((name, i)) for name in "abc"}
-    take_turns(calls, Mode("test", seconds=0.0, least=12, most=12), cpu_clock, inputs=3)
+    clock = lambda call, i: call(i) or 0.0  # noqa: E731
+    take_turns(calls, Mode("test", seconds=0.0, least=12, most=12), clock, inputs=4)
     rounds = [order[start : start + 3] for start in range(0, 36, 3)]
     assert all({name for name, _ in one} == set("abc") for one in rounds)
     assert len({tuple(name for name, _ in one) for one in rounds}) > 3
-    assert [one[0][1] for one in rounds] == [0, 1, 2] * 4
+    assert [i for _, i in order] == [0, 1, 2, 3] * 9
+
+
+def test_a_short_call_is_timed_warm():
+    calls = []
+    cpu_clock(calls.append, 3)
+    assert calls == [3, 3]
+    cpu_clock(lambda i: (calls.append(i), time.sleep(SHORT_S)), 4)
+    assert calls == [3, 3, 4]
+
+
+def test_disturbed_rounds_are_repeated_while_patience_lasts():
+    answers = iter([False, True, False, False])  # before, after; before, after
+    watch = Watch(lambda: next(answers), patience=10.0)
+    played = []
+    assert watch.undisturbed(lambda: played.append(1) or len(played)) == 2
+    assert (watch.repeated, watch.disturbed) == (1, 0)
+
+    impatient = Watch(lambda: True, patience=0.05)
+    assert impatient.undisturbed(lambda: 7) == 7
+    assert (impatient.repeated, impatient.disturbed) == (0, 1)
+
+
+def test_a_probe_is_disturbed_where_it_is_slower_than_at_its_best(monkeypatch):
+    probe = Probe()
+    now = 1.0
+    monkeypatch.setattr("benchmarks.watch._seconds", lambda work: now)
+    for work in probe._fastest:
+        probe._fastest[work] = 1.0
+    assert not probe.disturbed()
+    now = 1.5
+    assert probe.disturbed()
+    now = 0.9
+    assert not probe.disturbed()
+    now = 1.2
+    assert probe.disturbed()  # against the new best
 
 
 def test_kept_bytes_are_what_backward_needs():

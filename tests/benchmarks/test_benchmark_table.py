@@ -1,6 +1,9 @@
 """Every entry of the table, on a tiny case: it builds, its candidates agree, its record can be reported."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from benchmarks.results import Run
 from benchmarks.table import TABLE, entry
 from benchmarks.timing import Mode
 
+ROOT = Path(__file__).parents[2]
 ONCE = Mode("test", seconds=0.0, least=1, most=1)
 MACHINE = {"cpu": "a processor", "cpu_mhz": None, "cores": 2, "threads": 2, "torch": "2", "python": "3"}
 MACHINE |= {"compiler": "a compiler", "cxx_flags": "-O3", "load": 0.0}
@@ -42,3 +46,10 @@ def test_the_full_mode_has_all_of_the_quick_mode():
     for one in TABLE:
         assert one.quick, one.group
         assert one.arguments("cpu", full=True)[: len(one.quick)] == one.arguments("cpu", full=False)
+
+
+def test_make_bench_installs_the_peers_of_the_bench_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {re.match(r"[\w-]+", requirement).group() for requirement in extras["bench"]}
+    peers = re.search(r"^PEERS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
+    assert set(peers.split()) == names - {"pytest", "pytest-benchmark"}

@@ -28,12 +28,17 @@ def tiny(request):
     return TINY[request.param]
 
 
+def own_code(case):
+    return [name for name, one in case.candidates.items() if one.own_code]
+
+
 def test_networks_are_measured_beside_their_parts(tiny):
     case = networks.network("cpu", batch=2, compiled=False, **tiny)
     record = measure(case, ONCE)
     parts, padded = ["data steps alone", "start alone"], [PADDED] * (tiny["task"] == "cassi")
     assert list(record["candidates"]) == [*NETWORKS, *padded, *parts]
     assert case.ours == ["LoRun-3", *parts]
+    assert own_code(case) == ["Shared-3", "Block-3"]
     assert [one.unlike for one in case.candidates.values()].count(None) == 3
     ours = record["candidates"]["LoRun-3"]
     assert ours["images_per_s"] == 2 / ours["median_s"]
@@ -83,9 +88,10 @@ def test_compiled_stages_share_one_graph(monkeypatch):
         nn.Module, "compile", lambda self, **options: compile(self, backend=backend, **options)
     )
     case = networks.network("cpu", **TINY["cs"])
-    measure(case, ONCE)
-    assert {"LoRun-3, compiled", f"{FIELD}, compiled"} <= case.candidates.keys()
-    assert case.ours[:2] == ["LoRun-3", "LoRun-3, compiled"]
+    record = measure(case, ONCE)
+    ours, fields = (f"{form}, {networks.COMPILED}" for form in ("LoRun-3", FIELD))
+    assert {ours, fields} <= record["candidates"].keys()
+    assert case.ours[:2] == ["LoRun-3", ours]
     assert len(graphs) == 2
 
 
@@ -93,6 +99,7 @@ def test_a_training_step_trains_what_is_said(tiny):
     case = training.training_step("cpu", **tiny)
     record = measure(case, ONCE)
     assert list(record["candidates"]) == NETWORKS
+    assert own_code(case) == ["Shared-3", "Block-3"]
     assert case.grad and case.peak
     for name, one in case.candidates.items():
         loss, *gradients = one.call(0)
@@ -114,6 +121,7 @@ def test_stages_are_an_axis_with_names_that_join(tiny):
     case = training.over_stages("cpu", **tiny)
     assert case.axis == ("stages", STAGES)
     assert list(case.candidates) == [OURS, SHARED, BLOCK, FIELD]
+    assert own_code(case) == [SHARED, BLOCK]
 
 
 def test_threads_are_set_for_a_call_and_restored(monkeypatch):
