@@ -2,15 +2,15 @@
 
     python -m benchmarks.compare OLD NEW
 
-A peer's time beside ours in both runs takes out what the machine did. Cases that got slower beyond noise are
-printed, and the exit status is then 1. Noise is what the rounds of the two runs leave open, and how much the
-peers, which are the same in both runs, differ from each other between them.
+A case's peers, whose code is the same in both runs, say what the machine did: what one of ours changed beyond
+their middle is its own. Cases that got slower beyond noise are printed, and those of ours that are gone; the
+exit status is then 1. Noise is what the rounds of both runs leave open, and how much the peers changed among
+themselves.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import sys
 from dataclasses import dataclass
@@ -18,79 +18,142 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ratios import Ratio
-from benchmarks.results import Run, load, peer_ratios
+from benchmarks.case import REFERENCE
+from benchmarks.measure import AGAIN
+from benchmarks.results import Run, load
 
 # Slower by less is not worth a line.
 LEAST = 1.05
-# Standard deviations: of hundreds of cases, chance alone passes none.
-BEYOND = 3.0
-# Of a normal distribution.
-WIDTH_OF_95, MAD_TO_DEVIATION = 2 * 1.96, 1.4826
+# Standard deviations. Noise of computers has long tails: at three, one in three hundred passes.
+BEYOND = 4.0
+# Of a shorter call, where its process has put code and data changes more than that.
+SHORTEST_S = 50e-6
+# Of a normal distribution: how many deviations its middle 95 % are.
+WIDTH_OF_95 = 2 * 1.96
 
 
 @dataclass(frozen=True)
 class Change:
-    """How many times as long one of ours takes in the new run, against its peers."""
+    """How many times as long one of ours takes in the new run, against the peers of its case."""
 
     group: str
     title: str
     ours: str
     log_factor: float
-    deviation: float
+    noise: float
     peers: int
 
     @property
     def factor(self) -> float:
         return math.exp(self.log_factor)
 
-    def slower(self, spread: float) -> bool:
-        """Whether it got slower beyond its own noise and the spread between the runs."""
-        noise = max(self.deviation, spread * math.sqrt(1 + 1 / self.peers))
-        return self.log_factor > max(math.log(LEAST), BEYOND * noise)
+    @property
+    def slower(self) -> bool:
+        """Whether it got slower beyond noise."""
+        return self.log_factor > max(math.log(LEAST), BEYOND * self.noise)
 
     def line(self) -> str:
         return (
             f"{self.group}, {self.title}: {self.ours} takes {self.factor:.2f} times as long against "
-            f"{self.peers} peer{'s' if self.peers != 1 else ''} (noise {self.deviation:.1%})"
+            f"{self.peers} peer{'s' if self.peers != 1 else ''} (noise {self.noise:.1%})"
         )
 
 
-def compare(old: Run, new: Run) -> tuple[list[Change], float]:
-    """The change of each of ours in each case that both runs have, most slowed first, and the spread.
-
-    The spread is that of peers among themselves, whose code is the same in both runs: what they seem to have
-    changed is noise between the runs.
-    """
-    before, found, between_peers = _ratios(old), [], []
-    for (group, title, ours), after in _ratios(new).items():
-        pairs = [
-            (one, after[peer]) for peer, one in before.get((group, title, ours), {}).items() if peer in after
-        ]
-        if not pairs:
-            continue
-        logs = [math.log(then.median / now.median) for then, now in pairs]
-        noise = [math.hypot(_deviation(then), _deviation(now)) for then, now in pairs]
-        # The median over peers: one that itself changed does not count.
-        middle = float(np.median(logs))
-        found.append(Change(group, title, ours, middle, float(np.median(noise)), len(pairs)))
-        between_peers += [abs(a - b) for a, b in itertools.pairwise(logs)]
-    # Of one candidate: a difference has the noise of two.
-    spread = MAD_TO_DEVIATION * float(np.median(between_peers)) / math.sqrt(2) if between_peers else 0.0
-    return sorted(found, key=lambda change: -change.log_factor), spread
+Times = dict[str, tuple[float, float]]
+"""The logarithm of a candidate's time over that of the first of ours, and its deviation, by candidate."""
 
 
-def _ratios(run: Run) -> dict[tuple[str, str, str], dict[str, Ratio]]:
-    """(group, title, ours) -> peer -> ratio."""
-    found: dict[tuple[str, str, str], dict[str, Ratio]] = {}
-    for case in run.cases:
-        for ours, peer, one in peer_ratios(case):
-            found.setdefault((case["group"], case["title"], ours), {})[peer] = one
-    return found
+@dataclass(frozen=True)
+class Pair:
+    """One case in both runs."""
+
+    old: dict
+    new: dict
+
+    @property
+    def changes(self) -> Times:
+        """Of candidates that both have."""
+        before, after = _times(self.old), _times(self.new)
+        return {
+            name: (after[name][0] - before[name][0], math.hypot(after[name][1], before[name][1]))
+            for name in before
+            if name in after
+        }
+
+    @property
+    def ours(self) -> list[str]:
+        """Of ours that are long enough; not the definition, which nobody uses for its speed."""
+        names = [name for name in self.changes if self._is(name, "ours") and name != REFERENCE]
+        return [name for name in names if self.old["candidates"][name]["median_s"] >= SHORTEST_S]
+
+    @property
+    def peers(self) -> list[str]:
+        """Those that say what the machine did."""
+        return [n for n in self.changes if not self._is(n, "ours") and not self._is(n, "own_code")]
+
+    def _is(self, name: str, key: str) -> bool:
+        return self.old["candidates"][name][key]
+
+    @property
+    def spread(self) -> float | None:
+        """Of the peers' changes; None where there is one peer."""
+        changes = [self.changes[peer][0] for peer in self.peers]
+        return float(np.std(changes, ddof=1)) if len(changes) > 1 else None
 
 
-def _deviation(one: Ratio) -> float:
-    return math.log(one.high / one.low) / WIDTH_OF_95
+def _times(case: dict) -> Times:
+    ratios = {record["peer"]: record for record in case["ratios"] if record["peer"] != AGAIN}
+    times = {next(name for name, one in case["candidates"].items() if one["ours"]): (0.0, 0.0)}
+    # Ours come first, so that what a peer is compared with is there.
+    for name, record in ratios.items():
+        start, deviation = times[record["ours"]]
+        low, high = record["interval"]
+        own = math.log(high / low) / WIDTH_OF_95
+        times[name] = (start + math.log(record["speed_up"]), math.hypot(deviation, own))
+    return times
+
+
+def compare(old: Run, new: Run) -> list[Change]:
+    """The changes of ours in the cases that both runs have, most slowed first."""
+    pairs = [pair for pair in _pairs(old, new) if pair.peers]
+    spreads = [pair.spread for pair in pairs if pair.spread is not None]
+    usual = float(np.median(spreads)) if spreads else 0.0
+    found = [_change(pair, name, usual) for pair in pairs for name in pair.ours]
+    return sorted(found, key=lambda change: -change.log_factor)
+
+
+def _change(pair: Pair, name: str, usual: float) -> Change:
+    changes, peers = pair.changes, pair.peers
+    change, deviation = changes[name]
+    # The median over peers: one that itself changed does not count.
+    middle, sampled = (float(np.median([changes[peer][part] for peer in peers])) for part in (0, 1))
+    # A case's own peers are few: the usual spread counts as much as that of two more.
+    squares = 2 * usual**2 + (len(peers) - 1) * (pair.spread or 0.0) ** 2
+    between = math.sqrt(squares / (len(peers) + 1) * (1 + 1 / len(peers)))
+    return Change(
+        pair.new["group"],
+        pair.new["title"],
+        name,
+        change - middle,
+        max(math.hypot(deviation, sampled), between),
+        len(peers),
+    )
+
+
+def _pairs(old: Run, new: Run) -> list[Pair]:
+    before = {(case["group"], case["title"]): case for case in old.cases}
+    keys = [((case["group"], case["title"]), case) for case in new.cases]
+    return [Pair(before[key], case) for key, case in keys if key in before]
+
+
+def gone(old: Run, new: Run) -> list[str]:
+    """Ours that only the old run has, in cases that both have."""
+    return [
+        f"{pair.new['group']}, {pair.new['title']}: {name} is gone. {pair.new['missing'].get(name, '')}"
+        for pair in _pairs(old, new)
+        for name, one in pair.old["candidates"].items()
+        if one["ours"] and name not in pair.new["candidates"]
+    ]
 
 
 def main() -> None:
@@ -104,17 +167,15 @@ def main() -> None:
         old, new = load(args.old), load(args.new)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    found, spread = compare(old, new)
+    found, lost = compare(old, new), gone(old, new)
     if not found:
         parser.error(f"{args.old} and {args.new} have no case in common")
     if old.name != new.name:
         print(f"Two machines: {old.name} and {new.name}. Ratios may differ for that alone.")
-    slower = [change for change in found if change.slower(spread)]
-    print(
-        f"{old.commit} -> {new.commit}: {len(found)} comparisons in common, spread of the peers {spread:.1%}"
-    )
-    print("\n".join(change.line() for change in slower) or "Nothing got slower beyond noise.")
-    sys.exit(1 if slower else 0)
+    slower = [change.line() for change in found if change.slower]
+    print(f"{old.commit} -> {new.commit}: {len(found)} comparisons in common")
+    print("\n".join(slower + lost) or "Nothing got slower beyond noise.")
+    sys.exit(1 if slower or lost else 0)
 
 
 if __name__ == "__main__":
