@@ -18,6 +18,9 @@ _SECONDS = float(os.environ.get("LORUN_BENCHMARK_SECONDS", "inf"))
 _started = time.monotonic()
 _records: list[dict] = []
 _lora_records: list[dict] = []
+_out_of_time: list[str] = []
+# By node id: an interrupt leaves in it the benchmark that it ended, and those after.
+_unfinished: dict[str, str] = {}
 
 
 def pytest_addoption(parser) -> None:
@@ -65,15 +68,32 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     machine_info.update(describe())
 
 
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    output_json["out_of_time"] = _not_run()
+
+
+def pytest_collection_finish(session) -> None:
+    _unfinished.update({item.nodeid: item.name for item in session.items if "benchmark" in item.fixturenames})
+
+
+def pytest_runtest_logfinish(nodeid) -> None:
+    _unfinished.pop(nodeid, None)
+
+
+def _not_run() -> list[str]:
+    return [*_out_of_time, *_unfinished.values()]
+
+
 def pytest_runtest_setup(item) -> None:
     if time.monotonic() - _started > _SECONDS:
+        _out_of_time.append(item.name)
         pytest.skip(f"out of time: LORUN_BENCHMARK_SECONDS is {_SECONDS:.0f}")
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     if _records:
         terminalreporter.section("LoRun against its peers")
-        for line in terminal_lines(Run(describe(), "this one", "today", _records)):
+        for line in terminal_lines(Run(describe(), "this one", "today", _records, _not_run())):
             terminalreporter.line(line)
     if _lora_records:
         terminalreporter.section("low-rank convolutions on a GPU")

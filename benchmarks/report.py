@@ -29,9 +29,10 @@ def terminal_lines(run: Run) -> list[str]:
     lines += tables.columns(*tables.summary(run), words=3)
     lines += tables.columns(*tables.memory(run), words=3)
     if run.limits:
-        lines += [tables.limits_line(run.limits), "", *tables.columns(*tables.roofline(run), words=2)]
+        lines += [tables.limits_line(run.limits), "", *tables.columns(*tables.roofline(run), words=3)]
     absent = tables.missing(run)
-    return [*lines, "Missing candidates:" if absent else "No candidate is missing.", *absent]
+    lines += ["Missing candidates:" if absent else "No candidate is missing.", *absent]
+    return lines + tables.out_of_time(run)
 
 
 def page(runs: dict[str, Run], plots: dict[str, Iterable[str]], command: str) -> str:
@@ -45,13 +46,16 @@ def page(runs: dict[str, Run], plots: dict[str, Iterable[str]], command: str) ->
             lines += ["### Memory of a training step", "", *tables.markdown(*tables.memory(run), words=3)]
         if run.limits:
             lines += ["### Against the limits of the machine", "", tables.limits_line(run.limits), ""]
-            lines += tables.markdown(*tables.roofline(run), words=2)
+            lines += tables.markdown(*tables.roofline(run), words=3)
         absent = tables.missing(run)
         lines += ["### Missing", "", *(absent or ["No candidate is missing."]), ""]
+        lines += [f"{line}\n" for line in tables.out_of_time(run)]
         lines += ["### Every case", ""]
         for group, cases in run.groups.items():
             for case in cases:
-                lines += [f"**{group}: {case['title']}**", "", *tables.markdown(*tables.case_table(case))]
+                launching = ", launching timed too" if case["launching_timed"] else ""
+                lines += [f"**{group}: {case['title']}{launching}**", ""]
+                lines += tables.markdown(*tables.case_table(case))
     return "\n".join([*lines, f"Written by `{command}`."]) + "\n"
 
 
@@ -84,8 +88,24 @@ def with_section(readme: str, section: list[str]) -> str:
     return pattern.sub(lambda _: "\n".join([BEGIN, *section, END]), readme)
 
 
-def committed() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(COMMITTED.glob("*.json"))}
+def committed() -> list[Path]:
+    return sorted(COMMITTED.glob("*.json"))
+
+
+def by_name(paths: list[Path]) -> dict[str, Path]:
+    """Results files by what their plots are named after.
+
+    Raises:
+        ValueError: where there is no file, or where two have one name.
+    """
+    if not paths:
+        raise ValueError(f"expected results files in {COMMITTED}, found none: see CONTRIBUTING.md")
+    named = {path.stem: path for path in paths}
+    if len(named) < len(paths):
+        raise ValueError(
+            f"expected results files of different names, got {', '.join(map(str, paths))}: rename one"
+        )
+    return named
 
 
 def write(runs: dict[str, Run], out: Path, command: str) -> None:
@@ -112,8 +132,8 @@ def main() -> None:
             "--out: expected a folder for the report of your own results; docs/ has the committed ones"
         )
     command = "python -m benchmarks.report"
-    files = {path.stem: path for path in args.results} or committed()
     try:
+        files = by_name(args.results or committed())
         runs = {name: load(path) for name, path in files.items()}
     except (OSError, ValueError) as error:
         parser.error(str(error))

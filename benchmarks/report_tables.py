@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from benchmarks.case import Work
+import lorun_kernels as lk
+from benchmarks.case import OURS, Work
 from benchmarks.limits import Limits
 from benchmarks.measure import AGAIN
 from benchmarks.ratios import Ratio
 from benchmarks.results import Run, geometric_mean, noise, peer_ratios, ratio
 
 Rows = list[list[str]]
+
+# Not the reference's, which has a name of its own: it is the definition, and has no speed to show.
+ON_A_BACKEND = {f"{OURS}, {backend}" for backend in lk.available_backends()}
 
 LEGEND = (
     "A speed-up is a peer's time over LoRun's in the same rounds: above 1 LoRun is faster. It is the median "
@@ -22,7 +26,12 @@ LEGEND = (
 def markdown(head: list[str], rows: Rows, words: int = 1) -> list[str]:
     """A Markdown table, the first `words` columns text and the others figures."""
     rule = ["---"] * words + ["---:"] * (len(head) - words)
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)] + [""]
+    return [f"| {' | '.join(map(_escaped, cells))} |" for cells in (head, rule, *rows)] + [""]
+
+
+def _escaped(cell: str) -> str:
+    """An error's text may hold what ends a cell."""
+    return cell.replace("|", r"\|")
 
 
 def columns(head: list[str], rows: Rows, words: int = 1) -> list[str]:
@@ -49,6 +58,7 @@ def machine_line(run: Run) -> str:
     machine = run.machine
     gpu = machine.get("gpu")
     clocks = f"{machine['cpu_mhz']:.0f} MHz" if machine["cpu_mhz"] else "clock unknown"
+    load = "unknown" if machine["load"] is None else f"{machine['load']:.2f}"
     where = f"{machine['cpu']}, {clocks}, {machine['cores']} cores, {machine['threads']} threads"
     if gpu:
         where += f"; {gpu['name']}, SM {gpu['clocks.sm']} of {gpu['clocks.max.sm']}"
@@ -56,12 +66,12 @@ def machine_line(run: Run) -> str:
     return (
         f"{where}; torch {machine['torch']}, Python {machine['python']}, {machine['compiler']} "
         f"`{machine['cxx_flags']}`; commit `{run.commit}`, {run.date}, {run.mode} mode, load "
-        f"{machine['load']:.2f} at the end."
+        f"{load} at the end."
     )
 
 
 def noise_line(run: Run) -> str:
-    """How far LoRun is from itself."""
+    """How far LoRun is from itself, and what was done about others on the machine."""
     ratios = noise(run.cases)
     if not ratios:
         return "Noise: not measured."
@@ -71,7 +81,17 @@ def noise_line(run: Run) -> str:
     return (
         f"Noise: LoRun against itself is {mean.median:.3f} ({mean.low:.3f}-{mean.high:.3f}), the geometric "
         f"mean of {len(ratios)} cases; furthest from 1 is {interval(worst)}, {title}. In {outside} cases the "
-        "interval leaves out 1; chance alone does that in one of twenty."
+        "interval leaves out 1; chance alone does that in one of twenty." + _disturbed(run)
+    )
+
+
+def _disturbed(run: Run) -> str:
+    repeated, stayed = (sum(case.get(key) or 0 for case in run.cases) for key in ("repeated", "disturbed"))
+    if not repeated and not stayed:
+        return ""
+    return (
+        f" {repeated} rounds were repeated because something else disturbed them; "
+        f"{stayed} disturbed ones stayed."
     )
 
 
@@ -80,7 +100,7 @@ def limits_line(limits: Limits) -> str:
     copies = ", ".join(f"{limits.copy[size] / 1e9:.1f} for {_bytes(size)}" for size in (sizes[0], sizes[-1]))
     return (
         f"Limits of this machine, measured in the same run: a copy moves {copies} (GB/s, of everything read "
-        f"and written), a matrix product makes {limits.flops_per_s / 1e9:.0f} GFLOP/s."
+        f"and written), a {limits.dtype} matrix product makes {limits.flops_per_s / 1e9:.0f} GFLOP/s."
     )
 
 
@@ -168,6 +188,10 @@ def missing(run: Run) -> list[str]:
     return [f"- {name}: {why} ({', '.join(dict.fromkeys(groups))})" for (name, why), groups in found.items()]
 
 
+def out_of_time(run: Run) -> list[str]:
+    return [f"Not run, out of time: {', '.join(run.out_of_time)}."] if run.out_of_time else []
+
+
 def memory(run: Run, groups: Iterable[str] | None = None) -> tuple[list[str], Rows]:
     """Of the cases whose peak is measured: weights, what is kept for backward, and the peak of a step."""
     head = ["group", "case", "candidate", "weights MiB", "kept for backward MiB", "peak MiB"]
@@ -183,25 +207,25 @@ def memory(run: Run, groups: Iterable[str] | None = None) -> tuple[list[str], Ro
 
 
 def roofline(run: Run) -> tuple[list[str], Rows]:
-    """Ours as a part of the limit that binds it."""
-    head = ["group", "case", "MB", "MFLOP", "bound by", "limit ms", "LoRun ms", "of the limit"]
-    rows = []
-    for case in run.cases if run.limits else ():
-        if not case["work"]:
-            continue
-        work, limit = Work(**case["work"]), run.limits
-        least = limit.seconds(work)
-        measured = next(one["median_s"] for one in case["candidates"].values() if one["ours"])
-        rows.append(
-            [
-                case["group"],
-                case["title"],
-                f"{work.bytes / 1e6:.3g}",
-                f"{work.flops / 1e6:.3g}",
-                limit.binds(work),
-                milliseconds(least),
-                milliseconds(measured),
-                f"{least / measured:.0%}",
-            ]
-        )
-    return head, rows
+    """Ours, as it comes and on each backend, as a part of the limit that binds it."""
+    head = ["group", "case", "candidate", "MB", "MFLOP", "bound by", "limit ms", "median ms", "of the limit"]
+    limited = [case for case in run.cases if case["work"]] if run.limits else []
+    return head, [row for case in limited for row in _parts_of_the_limit(case, run.limits)]
+
+
+def _parts_of_the_limit(case: dict, limits: Limits) -> Rows:
+    work = Work(**case["work"])
+    least = limits.seconds(work)
+    before = [case["group"], case["title"]]
+    figures = [f"{work.bytes / 1e6:.3g}", f"{work.flops / 1e6:.3g}", limits.binds(work), milliseconds(least)]
+    return [
+        [*before, name, *figures, milliseconds(median), f"{least / median:.0%}"]
+        for name, median in _on_backends(case).items()
+    ]
+
+
+def _on_backends(case: dict) -> dict[str, float]:
+    """Medians of the first of ours and of those on a backend: other forms move other bytes."""
+    ours = {name: one["median_s"] for name, one in case["candidates"].items() if one["ours"]}
+    first = next(iter(ours))
+    return {name: median for name, median in ours.items() if name == first or name in ON_A_BACKEND}

@@ -26,12 +26,17 @@ COMMITTED = Path(__file__).parent / "results"
 
 @dataclass
 class Run:
-    """One run of the benchmarks on one machine."""
+    """One run of the benchmarks on one machine.
+
+    Args:
+        out_of_time: names of the benchmarks that its time was too short for.
+    """
 
     machine: dict
     commit: str
     date: str
     records: list[dict] = field(repr=False)
+    out_of_time: list[str] = field(default_factory=list)
 
     @property
     def cases(self) -> list[dict]:
@@ -77,6 +82,7 @@ def load(path: Path) -> Run:
             commit=f"{(commit.get('id') or 'unknown')[:7]}{changed}",
             date=content["datetime"][:10],
             records=[one["extra_info"] for one in content["benchmarks"]],
+            out_of_time=content.get("out_of_time", []),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
@@ -123,6 +129,7 @@ def shorten(content: dict) -> dict:
         "machine_info": content["machine_info"],
         "commit_info": {"id": commit.get("id"), "dirty": commit.get("dirty")},
         "datetime": content["datetime"],
+        "out_of_time": content.get("out_of_time", []),
         "benchmarks": [{"extra_info": _without_seconds(one["extra_info"])} for one in content["benchmarks"]],
     }
 

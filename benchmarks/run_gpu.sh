@@ -24,6 +24,14 @@ print(json.dumps({
     "build": lk.build_info(), "backends": lk.available_backends(),
 }, indent=2))
 PY
+# The report, and the end of a part that is killed, come after that.
+end=515
+# share MOST RESERVED: seconds of the next part, with so many left to those after it.
+share() {
+  local left=$((end - SECONDS - $2))
+  left=$((left < $1 ? left : $1))
+  echo $((left > 60 ? left : 60))
+}
 # Only files with GPU tests: others import packages that a GPU machine may lack.
 gpu_files() { grep -lr --include='test_*.py' 'mark\.gpu' "$1"; }
 failed=0
@@ -35,9 +43,10 @@ run() {
     "$python" -m pytest -q "$@" 2>&1 | tee "$out/$name.log"
 }
 # Triton compiles the benchmark's kernels beside the tests: a hundred of them would not fit into its time.
+seconds=$(share 180 120)
 warming=()
 for part in 0 1 2 3; do
-  timeout 170 "$python" -m benchmarks.lora_candidates "$part" 4 >"$out/warm_up_$part.log" 2>&1 &
+  timeout "$seconds" "$python" -m benchmarks.lora_candidates "$part" 4 >"$out/warm_up_$part.log" 2>&1 &
   warming+=($!)
 done
 # Most of a test's time is Triton compiling on one core: files and backends run side by side.
@@ -45,13 +54,13 @@ testing=()
 for file in $(gpu_files tests); do
   for backend in triton "not triton"; do
     name=$(basename "$file" .py)_${backend// /_}
-    run "$name" 180 -m gpu -k "$backend" "$file" --junitxml="$out/$name.xml" &
+    run "$name" "$seconds" -m gpu -k "$backend" "$file" --junitxml="$out/$name.xml" &
     testing+=($!)
   done
 done
 for test in "${testing[@]}"; do wait "$test" || failed=1; done
 wait "${warming[@]}" || echo "warming up has failed: see warm_up_*.log"
-run lora 190 -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json" || failed=1
-run table 100 benchmarks/test_table.py --device cuda --benchmark-json="$out/table.json" || failed=1
+run lora "$(share 190 60)" -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json" || failed=1
+run table "$(share "$end" 0)" benchmarks/test_table.py --device cuda --benchmark-json="$out/table.json" || failed=1
 "$python" -m benchmarks.report "$out/table.json" --out "$out" || failed=1
 exit $failed

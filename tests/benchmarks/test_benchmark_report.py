@@ -1,11 +1,15 @@
 """The report: its figures, and that what is committed in README.md and docs/ is what it writes."""
 
+import json
+import sys
+from types import SimpleNamespace
+
 import pytest
 
-from benchmarks import report, report_tables
+from benchmarks import conftest, report, report_tables
 from benchmarks.measure import AGAIN
 from benchmarks.report_plots import figures
-from benchmarks.results import Run
+from benchmarks.results import Run, load, write_short
 
 MACHINE = {
     "cpu": "a processor",
@@ -17,6 +21,7 @@ MACHINE = {
 }
 MACHINE |= {"compiler": "gcc 12", "cxx_flags": "-O3", "load": 0.25, "gpu": None}
 LIMITS = {"kind": "limits", "copy_bytes_per_s": {"1000": 1e9, "1000000": 1e9}, "flops_per_s": 1e9}
+LIMITS |= {"dtype": "bfloat16"}
 
 
 def candidate(ours=False, median=0.001, **options) -> dict:
@@ -42,6 +47,7 @@ def case(title="1", group="an op", axis=None, speed_up=2.0, memory=None, missing
         "group": group,
         "title": title,
         "mode": "full",
+        "launching_timed": False,
         "axis": axis,
         "work": {"bytes": 500_000, "flops": 100_000},
         "missing": missing or {},
@@ -86,6 +92,9 @@ def test_missing_candidates_are_named_with_their_reason(run):
 def test_noise_and_machine_stand_above_the_figures(run):
     assert report_tables.noise_line(run).startswith("Noise: LoRun against itself is 1.010 (1.002-1.018)")
     line = report_tables.machine_line(run)
+    assert "load 0.25 at the end" in line
+    run.machine = MACHINE | {"load": None}
+    assert "load unknown at the end" in report_tables.machine_line(run)
     for part in (
         "a processor",
         "2 threads",
@@ -98,10 +107,27 @@ def test_noise_and_machine_stand_above_the_figures(run):
         assert part in line
 
 
-def test_a_part_of_the_limit(run):
+def test_disturbed_rounds_are_counted_where_there_are_some(run):
+    assert "disturbed" not in report_tables.noise_line(run)
+    run.cases[0].update(repeated=3, disturbed=None)
+    run.cases[1].update(repeated=1, disturbed=2)
+    said = "4 rounds were repeated because something else disturbed them; 2 disturbed ones stayed."
+    assert report_tables.noise_line(run).endswith(said)
+
+
+def test_a_part_of_the_limit_on_each_backend(run):
+    names = ("LoRun, triton", "LoRun, reference backend", "LoRun, in place")
+    run.cases[0]["candidates"].update({name: candidate(True, 0.002) for name in names})
     _, rows = report_tables.roofline(run)
     # 0.5 MB at 1 GB/s are half a millisecond; LoRun takes one.
-    assert rows[0] == ["an op", "1", "0.5", "0.1", "memory", "0.5", "1", "50%"]
+    assert rows[0] == ["an op", "1", "LoRun", "0.5", "0.1", "memory", "0.5", "1", "50%"]
+    assert rows[1] == ["an op", "1", "LoRun, triton", "0.5", "0.1", "memory", "0.5", "2", "25%"]
+    assert len(rows) == len(run.cases) + 1
+    assert "a bfloat16 matrix product makes 1 GFLOP/s" in report_tables.limits_line(run.limits)
+
+
+def test_no_text_ends_a_cell():
+    assert report_tables.markdown(["a"], [["x | y"]])[2] == r"| x \| y |"
 
 
 def test_memory_in_mebibytes(run):
@@ -138,3 +164,52 @@ def test_readme_s_section_is_replaced_and_nothing_else():
     )
     with pytest.raises(ValueError, match=r"README\.md: expected the marks"):
         report.with_section("no marks", [])
+
+
+def results_file(path, **content):
+    whole = {"machine_info": MACHINE, "commit_info": {"id": "abc1234"}, "datetime": "2026-11-28"}
+    path.write_text(json.dumps(whole | {"benchmarks": [{"extra_info": case()}], **content}))
+    return path
+
+
+def test_what_was_out_of_time_is_named(tmp_path, monkeypatch):
+    skipped, interrupted, done = (
+        SimpleNamespace(name=name, nodeid=name, fixturenames=["benchmark"]) for name in "abc"
+    )
+    monkeypatch.setattr(conftest, "_SECONDS", 0.0)
+    monkeypatch.setattr(conftest, "_out_of_time", [])
+    monkeypatch.setattr(conftest, "_unfinished", {})
+    conftest.pytest_collection_finish(SimpleNamespace(items=[skipped, interrupted, done]))
+    with pytest.raises(pytest.skip.Exception, match="out of time"):
+        conftest.pytest_runtest_setup(skipped)
+    for one in (skipped, done):
+        conftest.pytest_runtest_logfinish(one.nodeid)
+    written = {}
+    conftest.pytest_benchmark_update_json(None, [], written)
+
+    whole, short = results_file(tmp_path / "whole.json", **written), tmp_path / "short.json"
+    write_short(json.loads(whole.read_text()), short)
+    for run in (load(whole), load(short)):
+        assert run.out_of_time == ["a", "b"]
+        assert "Not run, out of time: a, b." in report.terminal_lines(run)
+        assert "Not run, out of time: a, b." in report.page({"a": run}, {"a": ()}, "c").splitlines()
+    complete = load(results_file(tmp_path / "complete.json"))
+    assert complete.out_of_time == []
+    assert "out of time" not in report.page({"a": complete}, {"a": ()}, "c")
+
+
+def refused(monkeypatch, capsys, *arguments) -> str:
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_nothing_is_written_without_results_or_over_another_file_s_plots(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "COMMITTED", tmp_path / "none")
+    assert "found none" in refused(monkeypatch, capsys)
+    (tmp_path / "other").mkdir()
+    files = [results_file(folder / "same.json") for folder in (tmp_path, tmp_path / "other")]
+    assert "different names" in refused(monkeypatch, capsys, *files, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
