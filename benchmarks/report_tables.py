@@ -43,7 +43,12 @@ def columns(head: list[str], rows: Rows, words: int = 1) -> list[str]:
 
 
 def interval(one: Ratio) -> str:
-    return f"{one.median:.3g} ({one.low:.3g}-{one.high:.3g})"
+    return f"{figure(one.median)} ({figure(one.low)}-{figure(one.high)})"
+
+
+def figure(value: float) -> str:
+    """To three digits, without an exponent where it is large."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -170,7 +175,7 @@ def summary(run: Run, groups: Iterable[str] | None = None) -> tuple[list[str], R
         if groups is not None and group not in groups:
             continue
         medians = [one.median for one in ratios]
-        spread = f"{min(medians):.3g}-{max(medians):.3g}" if len(ratios) > 1 else ""
+        spread = f"{figure(min(medians))}-{figure(max(medians))}" if len(ratios) > 1 else ""
         # Beyond noise: the whole interval is below 1.
         slower = sum(one.high < 1 for one in ratios)
         found = next(case["candidates"] for case in run.groups[group] if peer in case["candidates"])

@@ -213,3 +213,23 @@ def test_nothing_is_written_without_results_or_over_another_file_s_plots(tmp_pat
     files = [results_file(folder / "same.json") for folder in (tmp_path, tmp_path / "other")]
     assert "different names" in refused(monkeypatch, capsys, *files, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_results_are_committed_with_machine_and_commit():
+    files = report.by_name(report.committed())
+    assert files
+    for path in files.values():
+        run = load(path)
+        assert run.cases and run.limits
+        assert "with changes" not in run.commit and run.commit != "unknown"
+
+
+def test_readme_and_docs_are_what_the_report_writes():
+    runs = {name: load(path) for name, path in report.by_name(report.committed()).items()}
+    readme = report.README.read_text()
+    assert report.with_section(readme, report.readme_section(runs)) == readme
+    drawn = {name: figures(run) for name, run in runs.items()}
+    docs = report.ROOT / "docs"
+    assert (docs / "benchmarks.md").read_text() == report.page(runs, drawn, "python -m benchmarks.report")
+    for name, plots in drawn.items():
+        assert all((docs / "benchmarks" / f"{name}-{plot}.png").exists() for plot in plots)
