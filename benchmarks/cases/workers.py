@@ -13,19 +13,26 @@ from multiprocessing.context import SpawnProcess
 import torch
 from torch import Tensor
 
-from benchmarks.case import OURS, Call, Candidate, Case
+from benchmarks.case import OURS, Candidate, Case
 from benchmarks.cases.tasks import FIELD, networks_of
 
 
-def threads(device: str, task: str, size: int, most: int = 8, **arguments) -> Case:
-    """Restoring in one thread, and in as many as there are cores, up to `most`."""
+def threads(device: str, task: str, size: int, most: int = 8, batch: int = 1, **arguments) -> Case:
+    """Restoring in one thread, and in as many as there are cores, up to `most`: each in its own process.
+
+    A process that changes its number of threads is no longer what it was: torch 2.13 then solves batches of
+    linear systems wrongly.
+    """
     counts = _counts(most)
-    made = networks_of(task, device, size, **arguments)
+    arguments = {"task": task, "device": device, "size": size, "batch": batch, **arguments}
+    workers = {count: Workers(1, arguments, threads=count) for count in counts}
 
     def candidate(form: str, count: int) -> Candidate:
-        return Candidate(_in_threads(count, lambda i: made.forms[form](made.y)))
+        return Candidate(
+            lambda i: workers[count].run(form, 1), expected=lambda i: workers[counts[0]].run(OURS, 1)
+        )
 
-    case = Case(f"{made.shape}, threads: {counts[0]}", images=len(made.y))
+    case = Case(f"{batch} at {size}x{size}, threads: {counts[0]}", images=batch)
     return _with_candidates(case, "thread", counts, candidate)
 
 
@@ -61,32 +68,24 @@ def _with_candidates(
     return case
 
 
-def _in_threads(count: int, call: Call) -> Call:
-    def run(i: int) -> object:
-        before = torch.get_num_threads()
-        torch.set_num_threads(count)
-        try:
-            return call(i)
-        finally:
-            torch.set_num_threads(before)
-
-    return run
-
-
 class Workers:
-    """Processes of one thread that hold the same networks; they end with this object, or with its process.
+    """Processes that hold the same networks; they end with this object, or with its process.
 
     Args:
+        count: how many.
         arguments: of `networks_of`.
+        threads: of each.
     """
 
-    def __init__(self, count: int, arguments: dict[str, object]) -> None:
+    def __init__(self, count: int, arguments: dict[str, object], threads: int = 1) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half
         self.pipes: list[Connection] = []
         self.processes: list[SpawnProcess] = []
         for _ in range(count):
             pipe, other = context.Pipe()
-            process = context.Process(target=_restore_on_demand, args=(other, arguments), daemon=True)
+            process = context.Process(
+                target=_restore_on_demand, args=(other, arguments, threads), daemon=True
+            )
             process.start()
             other.close()  # so that the worker's own is the last, and its end is seen here
             self.pipes.append(pipe)
@@ -107,9 +106,9 @@ def _close(pipes: list[Connection], processes: list[SpawnProcess]) -> None:
         process.join()
 
 
-def _restore_on_demand(pipe: Connection, arguments: dict[str, object]) -> None:
+def _restore_on_demand(pipe: Connection, arguments: dict[str, object], threads: int) -> None:
     """Answer the name of a form with what it restores, until the other end is closed or gone."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)  # every worker makes the same networks
     made = networks_of(**arguments)
     with torch.no_grad():

@@ -124,14 +124,6 @@ def test_stages_are_an_axis_with_names_that_join(tiny):
     assert own_code(case) == [SHARED, BLOCK]
 
 
-def test_threads_are_set_for_a_call_and_restored(monkeypatch):
-    before = torch.get_num_threads()
-    assert workers._in_threads(before + 1, lambda i: torch.get_num_threads())(0) == before + 1
-    with pytest.raises(ZeroDivisionError):
-        workers._in_threads(before + 1, lambda i: 1 // i)(0)
-    assert torch.get_num_threads() == before
-
-
 @pytest.mark.parametrize("cores, most, suffixes", [(1, 8, [""]), (4, 2, ["", ", 1 thread"])])
 def test_threads_are_as_many_as_there_are_cores(cores, most, suffixes, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
