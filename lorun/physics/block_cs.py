@@ -121,7 +121,7 @@ class BlockCS(nn.Module):
         phi = self.matrix()
         gram = phi @ phi.T + mu * torch.eye(phi.shape[0], dtype=phi.dtype, device=phi.device)
         residual = _rows_of(y) - self._to_rows(w) @ phi.T
-        # All blocks of a batch are right sides of one system; torch 2.13 solves batches wrongly in some processes.
+        # All blocks of a batch are right sides of one system.
         solved = torch.linalg.solve(gram, residual.flatten(0, 1).mT).mT.view_as(residual)
         return w + self._to_image(solved @ phi, y.shape[2])
 
