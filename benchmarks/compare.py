@@ -27,7 +27,7 @@ LEAST = 1.05
 # Standard deviations. Noise of computers has long tails: at three, one in three hundred passes.
 BEYOND = 4.0
 # Of a shorter call, where its process has put code and data changes more than that.
-SHORTEST_S = 50e-6
+SHORTEST_S = 100e-6
 # Of a normal distribution: how many deviations its middle 95 % are.
 WIDTH_OF_95 = 2 * 1.96
 
