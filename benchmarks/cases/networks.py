@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from benchmarks.case import OURS, Call, Candidate, Case, Work
 from benchmarks.cases.tasks import (
     FIELD,
-    OWN_CODE,
     TOLERANCES,
-    UNLIKE,
     Networks,
+    candidate_of,
     denoiser_bytes,
     networks_of,
     numbered,
@@ -53,13 +52,7 @@ def network(
 
 
 def _candidate(form: str, net: nn.Module, y: Tensor) -> Candidate:
-    return Candidate(
-        lambda i: net(y),
-        ours=form == OURS,
-        own_code=form in OWN_CODE,
-        unlike=UNLIKE.get(form),
-        parameters=denoiser_bytes(net),
-    )
+    return candidate_of(form, net, lambda i: net(y))
 
 
 def _compiled(net: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks.case import OURS
+from benchmarks.case import OURS, Call, Candidate
 from benchmarks.peers.field_network import (
     BlockConvolutions,
     CroppedRolls,
@@ -96,6 +96,18 @@ def networks_of(
 def numbered(name: str, stages: int) -> str:
     """As tables of papers name a network: LoRun-9."""
     return f"{name}-{stages}" if name in (OURS, *OWN_CODE) else name
+
+
+def candidate_of(form: str, net: nn.Module, call: Call, forward: Call | None = None) -> Candidate:
+    """A call of a network in one of the forms."""
+    return Candidate(
+        call,
+        ours=form == OURS,
+        own_code=form in OWN_CODE,
+        unlike=UNLIKE.get(form),
+        forward=forward,
+        parameters=denoiser_bytes(net),
+    )
 
 
 def denoiser_bytes(network: nn.Module) -> int:

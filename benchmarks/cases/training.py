@@ -6,17 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.case import OURS, Candidate, Case
-from benchmarks.cases.tasks import (
-    BLOCK,
-    FIELD,
-    OWN_CODE,
-    SHARED,
-    TOLERANCES,
-    UNLIKE,
-    denoiser_bytes,
-    networks_of,
-    numbered,
-)
+from benchmarks.cases.tasks import BLOCK, FIELD, SHARED, TOLERANCES, candidate_of, networks_of, numbered
 
 
 def training_step(
@@ -59,11 +49,4 @@ def _candidate(form: str, net: nn.Module, x: Tensor, y: Tensor) -> Candidate:
         net.zero_grad()  # at the end: a peak counts the gradients
         return results
 
-    return Candidate(
-        step,
-        ours=form == OURS,
-        own_code=form in OWN_CODE,
-        unlike=UNLIKE.get(form),
-        forward=forward,
-        parameters=denoiser_bytes(net),
-    )
+    return candidate_of(form, net, step, forward)
