@@ -33,13 +33,7 @@ void adjoint(const Problem& problem, Measurement y, Cube mask, Cube x) {
       const Lines<A> lines = take_lines<A>(problem, scratch);
       return [=, &problem](int64_t b, int64_t h, int64_t rows) {
         load_rows<T>(problem, y, b, h, rows, lines);
-        const Bands<A> coding = masks.load(b, h);
-        const Bands<A> out = xs.target(b, h);
-        for (int64_t c = 0; c < problem.bands; ++c) {
-          for (int64_t r = 0; r < rows; ++r) {
-            multiply<A>(out.at(r)[c], coding.at(r)[c], lines[r] + problem.offsets[c], problem.width);
-          }
-        }
+        write_adjoint(problem, rows, masks.load(b, h), lines, xs.target(b, h));
         xs.store(b, h);
       };
     });

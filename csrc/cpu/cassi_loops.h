@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/cassi_prefetch.h"
 #include "cpu/cassi_rows.h"
 
 namespace lorun::cassi::cpu {
@@ -26,13 +27,17 @@ void scale_by(A* row, const A* factor, int64_t count) {
   }
 }
 
-// Calls of(tag, i) for runs of count elements: whole vectors in pairs, then single elements. of reads and
-// writes the elements from i on as the tag's type.
+// Calls of(tag, i) for runs of count elements: whole vectors in pairs, a cache line, then single elements. of
+// reads and writes the elements from i on as the tag's type. As many elements from `ahead` on are prefetched.
 template <typename A, typename Of>
-void along(int64_t count, const Of& of) {
+void along(int64_t count, const A* ahead, const Of& of) {
   constexpr int64_t kSize = sizeof(Vector<A>) / sizeof(A);
+  static_assert(2 * sizeof(Vector<A>) == kCacheLine);
   int64_t i = 0;
   for (; i + 2 * kSize <= count; i += 2 * kSize) {
+    if (ahead) {
+      prefetch(ahead + i);
+    }
     of(Vector<A>{}, i);
     of(Vector<A>{}, i + kSize);
   }
@@ -48,25 +53,38 @@ V get(const A* row, int64_t i) {
 
 // out = a * b
 template <typename A>
-void multiply(A* out, const A* a, const A* b, int64_t count) {
-  along<A>(count,
-           [=]<typename V>(V, int64_t i) { *reinterpret_cast<V*>(out + i) = get<V>(a, i) * get<V>(b, i); });
+void multiply(A* out, const A* a, const A* b, int64_t count, const A* ahead = nullptr) {
+  along(count, ahead,
+        [=]<typename V>(V, int64_t i) { *reinterpret_cast<V*>(out + i) = get<V>(a, i) * get<V>(b, i); });
 }
 
 // out = x + a * b; out may be x itself.
 template <typename A>
-void plus_product(A* out, const A* x, const A* a, const A* b, int64_t count) {
-  along<A>(count, [=]<typename V>(V, int64_t i) {
+void plus_product(A* out, const A* x, const A* a, const A* b, int64_t count, const A* ahead) {
+  along(count, ahead, [=]<typename V>(V, int64_t i) {
     *reinterpret_cast<V*>(out + i) = get<V>(x, i) + get<V>(a, i) * get<V>(b, i);
   });
 }
 
-// out = x + Phi^T v
+// out = Phi^T v
 template <typename A>
-void plus_adjoint(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> mask, Lines<A> v, Bands<A> out) {
+void write_adjoint(const Problem& problem, int64_t rows, Bands<A> mask, Lines<A> v, Bands<A> out) {
   for (int64_t c = 0; c < problem.bands; ++c) {
     for (int64_t r = 0; r < rows; ++r) {
-      plus_product<A>(out.at(r)[c], x.at(r)[c], mask.at(r)[c], v[r] + problem.offsets[c], problem.width);
+      multiply<A>(out.at(r)[c], mask.at(r)[c], v[r] + problem.offsets[c], problem.width,
+                  band_ahead(problem, rows, out, c, r));
+    }
+  }
+}
+
+// out = x + Phi^T v, where x was read just now.
+template <typename A>
+void plus_adjoint(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> mask, Lines<A> v, Bands<A> out) {
+  const bool in_cache = out.data == x.data;
+  for (int64_t c = 0; c < problem.bands; ++c) {
+    for (int64_t r = 0; r < rows; ++r) {
+      plus_product<A>(out.at(r)[c], x.at(r)[c], mask.at(r)[c], v[r] + problem.offsets[c], problem.width,
+                      in_cache ? nullptr : band_ahead(problem, rows, out, c, r));
     }
   }
 }

@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "cpu/cassi_prefetch.h"
 #include "cpu/cassi_rows.h"
 #include "cpu/lanes.h"
 
@@ -23,11 +24,11 @@ inline bool two_apart(const int32_t* offsets) {
 }
 
 // Four bands that are two columns apart, at once: y is read and written a quarter as often, and a mask that
-// the bands share is read once. y has room for kLanes more columns. Returns the columns done, a multiple of
-// kLanes.
+// the bands share is read once. y has room for kLanes more columns; `ahead` is where the next four bands lie.
+// Returns the columns done, a multiple of kLanes.
 template <int kSign, bool kOneMask>
 [[gnu::noinline]] int64_t project_four(float* __restrict y, Bands<const float> x, Bands<const float> mask,
-                                       int64_t width) {
+                                       int64_t width, const float* ahead) {
   using lorun::cpu::kLanes;
   using lorun::cpu::Lanes;
   const int64_t whole = width / kLanes * kLanes;
@@ -42,6 +43,11 @@ template <int kSign, bool kOneMask>
   };
 #pragma GCC unroll 2
   for (int64_t w = 0; w < whole; w += kLanes) {
+    if (ahead && w % (kCacheLine / sizeof(float)) == 0) {
+      for (int k = 0; k < 4; ++k) {
+        prefetch(ahead + k * x.band + w);
+      }
+    }
     const Lanes open = lorun::cpu::load_lanes(mask[0] + w);
     Lanes now[4];
     for (int k = 0; k < 4; ++k) {
@@ -61,9 +67,11 @@ void add_band(const Problem& problem, Bands<A> x, Bands<A> mask, int64_t c, int6
 }
 
 template <int kSign>
-void add_four_bands(const Problem& problem, Bands<float> x, Bands<float> mask, int64_t c, float* y) {
+void add_four_bands(const Problem& problem, Bands<float> x, Bands<float> mask, int64_t c, float* y,
+                    const float* ahead) {
   const auto project = mask.band == 0 ? project_four<kSign, true> : project_four<kSign, false>;
-  const int64_t done = project(y + problem.offsets[c], {x[c], x.band}, {mask[c], mask.band}, problem.width);
+  const int64_t done =
+      project(y + problem.offsets[c], {x[c], x.band}, {mask[c], mask.band}, problem.width, ahead);
   for (int k = 0; done < problem.width && k < 4; ++k) {
     add_band<kSign>(problem, x, mask, c + k, done, y);
   }
@@ -76,7 +84,7 @@ void add_projection(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> m
   if constexpr (std::is_same_v<A, float>) {
     for (; c + 4 <= problem.bands && two_apart(problem.offsets + c); c += 4) {
       for (int64_t r = 0; r < rows; ++r) {
-        add_four_bands<kSign>(problem, x.at(r), mask.at(r), c, y[r]);
+        add_four_bands<kSign>(problem, x.at(r), mask.at(r), c, y[r], band_ahead(problem, rows, x, c, r));
       }
     }
   }
