@@ -208,35 +208,46 @@ def test_memory_does_not_grow_with_the_stages(record, backend):
     assert kept - images <= weight
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "forward and backward"])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", adapted_networks())
 @pytest.mark.benchmark(group="a stage's denoiser on a GPU")
-@torch.no_grad()
-def test_denoiser(record, name, batch):
-    """A whole stage: each layer merging for itself, and from the scratch that one launch has merged."""
+def test_denoiser(record, name, batch, training):
+    """A whole stage: each layer merging for itself, and from the scratch that one launch has merged.
+
+    In training, the gradients of adapters too: layer by layer, and of the stage in one launch.
+    """
     network = lorun.create_model(name, pretrained=False).to("cuda", DTYPE)
     denoisers = network.denoisers
-    for parameter in denoisers.parameters():
-        parameter.normal_(std=0.05)
+    with torch.no_grad():
+        for parameter in denoisers.parameters():
+            parameter.normal_(std=0.05)
     shape = (batch, network.denoiser.channels, 256, 256)
-    images = [torch.rand(shape, device="cuda").to(DTYPE) for _ in range(4)]
+    images = [torch.rand(shape, device="cuda").to(DTYPE).requires_grad_(training) for _ in range(4)]
     inputs = [denoiser_inputs(denoisers[0], image, 0.1) for image in images]
+    adapters = [parameter for parameter in denoisers[0].parameters() if parameter.requires_grad]
+    grad = torch.randn(shape, device="cuda").to(DTYPE)
     stages = lk.StageWeights(denoisers)
 
-    def merged(i: int):
-        with stages.stage(0):
-            return denoisers[0](*inputs[i])
+    def results(i: int):
+        output = denoisers[0](*inputs[i])
+        return list(torch.autograd.grad(output, [images[i], *adapters], grad)) if training else output
 
     def alone(i: int):
-        return denoisers[0](*inputs[i])
+        with torch.set_grad_enabled(training):
+            return results(i)
+
+    def merged(i: int):
+        with torch.set_grad_enabled(training), stages.stage(0):
+            return results(i)
 
     candidates = {"default": alone, "default, stage merged": merged}
     for backend in BACKENDS:
         candidates |= {backend: on(backend, alone), f"{backend}, stage merged": on(backend, merged)}
     calls, missing = usable(candidates, "aten", most=0.05)
     times = milliseconds(calls, len(images), cycles=BACKWARD_CYCLES)
-    title = f"denoiser of {name}, batch {batch}"
-    fields = {"kind": "denoiser", "network": name, "batch": batch, "title": title}
+    title = f"denoiser of {name}, batch {batch}{', with backward' if training else ''}"
+    fields = {"kind": "denoiser", "network": name, "batch": batch, "training": training, "title": title}
     record(
         lambda: alone(0), milliseconds=times, missing=missing, scratch_bytes=stages.scratch.nbytes, **fields
     )

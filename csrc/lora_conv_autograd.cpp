@@ -73,6 +73,7 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
     ctx->saved_data["backend"] = backend;
     ctx->saved_data["has_bias"] = bias.has_value();
     ctx->saved_data["has_residual"] = residual.has_value();
+    ctx->saved_data["has_merged"] = merged.has_value();
     return output;
   }
 
@@ -91,6 +92,15 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
     mask[4] = needed(data["has_bias"].toBool());
     mask[5] = needed(input2.has_value());
     const bool need_residual = needed(data["has_residual"].toBool());
+    // Where the merge of the whole stage is differentiated, the adapter's gradients are its; d W is d weight.
+    // Kernels that need no d W sum the adapter's themselves.
+    const bool need_merged =
+        needed(data["has_merged"].toBool()) && data["backend"].toStringRef() == std::string("aten");
+    const bool need_weight = mask[1];
+    if (need_merged) {
+      mask[1] = true;
+      mask[2] = mask[3] = false;
+    }
     const std::string activation = data["activation"].toStringRef();
     const Tensor grad_z = activation == "none"
                               ? grads[0]
@@ -102,7 +112,7 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
                 input2, data["backend"].toStringView());
     const Tensor none;
     return {input,
-            weight,
+            need_weight ? weight : none,
             up,
             down,
             bias,
@@ -117,7 +127,7 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
             none,
             none,
             none,
-            none};
+            need_merged ? weight : none};
   }
 };
 
@@ -128,7 +138,7 @@ Tensor lora_conv2d_autograd(const Tensor& input, const Tensor& weight, const Ten
                             double slope, string_view backend, const MaybeTensor& merged) {
   static const auto op = find_op<decltype(lora_conv2d)>("lorun::lora_conv2d");
   if (!needs_grad({input, weight, up, down, bias.value_or(Tensor()), input2.value_or(Tensor()),
-                   residual.value_or(Tensor())})) {
+                   residual.value_or(Tensor()), merged.value_or(Tensor())})) {
     at::AutoDispatchBelowAutograd below;
     return op.call(input, weight, up, down, bias, stride, padding, dilation, std::move(groups), scaling, form,
                    input2, residual, activation, slope, backend, merged);

@@ -121,15 +121,19 @@ def lora_backend(input: Tensor, weight: Tensor) -> str:
     return _measured_lora_backend(input, weight) if LORA_DEFAULTS and input.is_cuda else "aten"
 
 
-def stage_merge_op(tensor: Tensor) -> Callable | None:
-    """The op that merges a whole stage in one launch, or None where layers are merged one by one."""
-    interpreted = _forced == "triton" and _INTERPRETED
+def stage_ops(tensor: Tensor) -> tuple[Callable, Callable] | None:
+    """The ops that merge a whole stage and take its gradients back, each in one launch.
+
+    None where every layer does both for itself.
+    """
+    interpreted = _forced in ("triton", "aten") and _INTERPRETED
     if not (tensor.is_cuda or interpreted) or tensor.dtype == torch.float64:
         return None
     for name in (_forced,) if _forced in ("cuda", "triton") else ("cuda", "triton"):
         if _missing_reason(name) is None:
             _load(name)
-            return getattr(torch.ops, f"lorun_{name}").lora_merge_stage.default
+            ops = getattr(torch.ops, f"lorun_{name}")
+            return ops.lora_merge_stage.default, ops.lora_merge_stage_backward.default
     return None
 
 

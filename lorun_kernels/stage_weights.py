@@ -1,4 +1,4 @@
-"""All adapters of a K-stage network in one stack, and one launch that merges those of a stage."""
+"""All adapters of a K-stage network in one stack; a stage is merged, and differentiated, in one launch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from lorun_kernels.backends import stage_merge_op
+from lorun_kernels.backends import stage_ops
 from lorun_kernels.lora_merge import merge_lora
 from lorun_kernels.modules import FusedLoRAConv2d
 
@@ -49,6 +50,46 @@ def _parts(layer: FusedLoRAConv2d) -> tuple[Tensor, Tensor, Tensor]:
     return parameters["weight"], parameters["lora_up"], parameters["lora_down"]
 
 
+class _StageMerge(torch.autograd.Function):
+    """The merge of a stage: from all `lora_up`, then all `lora_down`, to the weights in the scratch."""
+
+    @staticmethod
+    def forward(ctx, weights: StageWeights, stage: int, *factors: Tensor) -> tuple[Tensor, ...]:
+        weights.merge(stage)
+        ctx.set_materialize_grads(False)
+        ctx.scratch, ctx.views = weights.scratch, weights._views
+        ctx.table, ctx.matrix = weights._table, weights._largest_matrix
+        ctx.backward_op = stage_ops(weights.scratch)[1]
+        # The factors themselves are saved so that autograd notices if they change before the backward pass.
+        ctx.save_for_backward(weights.ups[stage], weights.downs[stage], *factors)
+        # Not views of the scratch: autograd would take the next stage's merge for a change of this one.
+        return tuple(view.data for view in weights._views)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        ups, downs, *factors = ctx.saved_tensors
+        given = [grad is not None for grad in grads] * 2
+        if not any(given):
+            return None, None, *(None for _ in factors)
+        grad_ups, grad_downs = torch.empty_like(ups), torch.empty_like(downs)
+        weight_grads = [
+            ctx.scratch.new_zeros(view.numel()) if grad is None else grad.permute(0, 2, 3, 1).flatten()
+            for grad, view in zip(grads, ctx.views, strict=True)
+        ]
+        flat = torch.cat(weight_grads)
+        ctx.backward_op(ctx.table, ups, downs, *ctx.matrix, flat, grad_ups, grad_downs)
+        count = len(grads)
+        parts = _parts_like(grad_ups, factors[:count]) + _parts_like(grad_downs, factors[count:])
+        wanted = zip(ctx.needs_input_grad[2:], given, parts, strict=True)
+        return None, None, *(part if needed and there else None for needed, there, part in wanted)
+
+
+def _parts_like(stack: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    parts = stack.split([factor.numel() for factor in factors])
+    return [part.view(factor.shape) for part, factor in zip(parts, factors, strict=True)]
+
+
 class StageWeights:
     """The adapters of a K-stage network in one stack, merged stage by stage into one reused scratch.
 
@@ -63,9 +104,11 @@ class StageWeights:
     Every `lora_up` and `lora_down` stays the Parameter it was, of the same name and optimizer; its memory
     becomes a part of the stack. Loading other adapters writes there, so that a captured CUDA graph replays
     with them; after ``.to()`` or another scaling, merge once and capture again. In training the forward pass
-    reads the scratch, and a layer's backward pass merges W for itself: nothing is kept per stage. While a
-    stage's context is open, no parameter may change, and nothing be exported: the scratch would not follow.
-    Not for threads that run stages of one network at a time.
+    reads the scratch, and a layer's backward pass merges W for itself: nothing is kept per stage. On a GPU
+    one launch computes the gradients of all adapters of a stage from d W of its layers, which is freed then;
+    layers that run on the "cuda" or "triton" backend form no d W and sum their own. While a stage's context
+    is open, no parameter may change, and nothing be exported: the scratch would not follow. Not for threads
+    that run stages of one network at a time.
     ``torch.save`` of one adapter stores its whole stack; safetensors, or a clone, does not.
 
     Args:
@@ -101,6 +144,8 @@ class StageWeights:
             for part, layer in zip(self.scratch.split(sizes), first, strict=True)
         ]
         self._largest = max(sizes)
+        matrices = [(layer.lora_up.shape[0], layer.lora_down.shape[1]) for layer in first]
+        self._largest_matrix = tuple(max(lengths) for lengths in zip(*matrices, strict=True))
         self._table = self._make_table()
         self._stacked_as = [self._identity_of(layers) for layers in self._stages]
 
@@ -136,6 +181,10 @@ class StageWeights:
         """What the stack and its table hold of a stage besides values."""
         return [(layer.scaling, *(tensor.data_ptr() for tensor in _parts(layer))) for layer in layers]
 
+    def _check(self, stage: int) -> None:
+        if not 0 <= stage < len(self._stages):
+            raise IndexError(f"StageWeights: expected a stage from 0 to {len(self._stages) - 1}, got {stage}")
+
     def merge(self, stage: int) -> None:
         """Fill the scratch with the weights of `stage`, counted from 0: one launch on a GPU.
 
@@ -144,8 +193,7 @@ class StageWeights:
             RuntimeError: within the context of another stage, whose layers read the scratch.
             ValueError: the stages no longer share their layers.
         """
-        if not 0 <= stage < len(self._stages):
-            raise IndexError(f"StageWeights: expected a stage from 0 to {len(self._stages) - 1}, got {stage}")
+        self._check(stage)
         if self._active not in (None, stage):
             raise RuntimeError(
                 f"StageWeights: stage {stage} cannot be merged while stage {self._active} runs; leave its "
@@ -154,24 +202,35 @@ class StageWeights:
         if self._identity_of(self._stages[stage]) != self._stacked_as[stage]:
             # .to() or .half() has given the parameters other memory.
             self._stack()
-        op = stage_merge_op(self.scratch)
+        ops = stage_ops(self.scratch)
         with torch.no_grad():
-            if op is not None:
-                op(self._table, self.ups[stage], self.downs[stage], self._largest, self.scratch)
+            if ops is not None:
+                ops[0](self._table, self.ups[stage], self.downs[stage], self._largest, self.scratch)
                 return
             for layer, view in zip(self._stages[stage], self._views, strict=True):
                 view.copy_(merge_lora(*_parts(layer), layer.scaling, layer.form))
+
+    def _merged(self, stage: int) -> Sequence[Tensor]:
+        """The weights of `stage` in the scratch, where one launch takes gradients back as its merge's."""
+        layers = self._stages[stage]
+        factors = [layer.lora_up for layer in layers] + [layer.lora_down for layer in layers]
+        learns = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
+        if learns and stage_ops(self.scratch) is not None:
+            return _StageMerge.apply(self, stage, *factors)
+        self.merge(stage)
+        return self._views
 
     @contextmanager
     def stage(self, stage: int) -> Iterator[None]:
         """Merge `stage` and let its layers read the scratch until the context ends."""
         if self._active is not None:
             raise RuntimeError(f"StageWeights: stage {self._active} runs already; leave its context first")
-        self.merge(stage)
+        self._check(stage)
+        merged = self._merged(stage)
         layers = self._stages[stage]
         self._active = stage
-        for layer, view in zip(layers, self._views, strict=True):
-            layer.__dict__["stage_weight"] = view
+        for layer, weight in zip(layers, merged, strict=True):
+            layer.__dict__["stage_weight"] = weight
         try:
             yield
         finally:

@@ -116,26 +116,49 @@ void check_stack(const DeviceCall& call, const char* name, const Tensor& stack) 
 }
 
 // What the table's rows say is not looked at: it lies on the GPU.
-void lora_merge_stage(const Tensor& table, const Tensor& ups, const Tensor& downs, int64_t elements,
-                      const Tensor& merged) {
-  const DeviceCall call("table", table);
+void check_stage(const DeviceCall& call, const Tensor& table, const Tensor& ups, const Tensor& downs) {
   STD_TORCH_CHECK(table.dim() == 2, "table must be (layers, 16), got ",
                   describe(table.sizes(), table.scalar_type()));
   call.check("table", table, ScalarType::Long, {table.size(0), 16});
   DeviceCall::check_contiguous("table", table);
-  check_stack(call, "ups", ups);
-  check_stack(call, "downs", downs);
-  check_stack(call, "merged", merged);
-  STD_TORCH_CHECK(downs.scalar_type() == ups.scalar_type(), "downs must be ", ups.scalar_type(),
-                  " like ups, got ", downs.scalar_type());
-  STD_TORCH_CHECK(elements > 0 && elements <= std::min<int64_t>(merged.numel(), INT_MAX),
-                  "elements must be from 1 to those of merged, got ", elements);
   STD_TORCH_CHECK(table.size(0) > 0 && table.size(0) <= INT_MAX, "table must have a row for each layer, got ",
                   table.size(0));
+  check_stack(call, "ups", ups);
+  check_stack(call, "downs", downs);
+  STD_TORCH_CHECK(downs.scalar_type() == ups.scalar_type(), "downs must be ", ups.scalar_type(),
+                  " like ups, got ", downs.scalar_type());
+}
+
+void lora_merge_stage(const Tensor& table, const Tensor& ups, const Tensor& downs, int64_t elements,
+                      const Tensor& merged) {
+  const DeviceCall call("table", table);
+  check_stage(call, table, ups, downs);
+  check_stack(call, "merged", merged);
+  STD_TORCH_CHECK(elements > 0 && elements <= std::min<int64_t>(merged.numel(), INT_MAX),
+                  "elements must be from 1 to those of merged, got ", elements);
   call.check_launch(merge_stage(static_cast<const StageLayer*>(table.data_ptr()),
                                 static_cast<int32_t>(table.size(0)), elements, ups.data_ptr(),
                                 downs.data_ptr(), kernel_dtype("ups", ups), merged.data_ptr(),
                                 kernel_dtype("merged", merged), call.stream));
+}
+
+void lora_merge_stage_backward(const Tensor& table, const Tensor& ups, const Tensor& downs, int64_t rows,
+                               int64_t columns, const Tensor& grad, const Tensor& grad_ups,
+                               const Tensor& grad_downs) {
+  const DeviceCall call("table", table);
+  check_stage(call, table, ups, downs);
+  check_stack(call, "grad", grad);
+  call.check("grad_ups", grad_ups, ups.scalar_type(), {ups.numel()});
+  call.check("grad_downs", grad_downs, ups.scalar_type(), {downs.numel()});
+  DeviceCall::check_contiguous("grad_ups", grad_ups);
+  DeviceCall::check_contiguous("grad_downs", grad_downs);
+  const int64_t most = std::min<int64_t>(grad.numel(), INT_MAX);
+  STD_TORCH_CHECK(rows > 0 && rows <= most && columns > 0 && columns <= most,
+                  "rows and columns must be from 1 to the elements of grad, got ", rows, " and ", columns);
+  call.check_launch(merge_stage_backward(
+      static_cast<const StageLayer*>(table.data_ptr()), static_cast<int32_t>(table.size(0)), rows, columns,
+      ups.data_ptr(), downs.data_ptr(), kernel_dtype("ups", ups), grad.data_ptr(), kernel_dtype("grad", grad),
+      grad_ups.data_ptr(), grad_downs.data_ptr(), call.stream));
 }
 
 }  // namespace
@@ -158,6 +181,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lorun_cuda, library) {
       "lora_merge(Tensor weight, Tensor lora_up, Tensor lora_down, float scaling, Tensor(a!) merged) -> ()");
   library.def(
       "lora_merge_stage(Tensor table, Tensor ups, Tensor downs, int elements, Tensor(a!) merged) -> ()");
+  library.def(
+      "lora_merge_stage_backward(Tensor table, Tensor ups, Tensor downs, int rows, int columns, Tensor grad, "
+      "Tensor(a!) grad_ups, Tensor(b!) grad_downs) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lorun_cuda, CUDA, library) {
@@ -166,6 +192,7 @@ STABLE_TORCH_LIBRARY_IMPL(lorun_cuda, CUDA, library) {
   library.impl("lora_conv2d_grad_adapter", TORCH_BOX(&lora_conv2d_grad_adapter));
   library.impl("lora_merge", TORCH_BOX(&lora_merge));
   library.impl("lora_merge_stage", TORCH_BOX(&lora_merge_stage));
+  library.impl("lora_merge_stage_backward", TORCH_BOX(&lora_merge_stage_backward));
 }
 
 }  // namespace lorun::lora::cuda

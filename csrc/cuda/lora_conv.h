@@ -51,6 +51,13 @@ static_assert(sizeof(StageLayer) == 16 * sizeof(int64_t));
 cudaError_t merge_stage(const StageLayer* layers, int32_t count, int64_t elements, const void* up,
                         const void* down, Dtype weight_dtype, void* merged, Dtype dtype, cudaStream_t stream);
 
+// The gradients of every layer's up and down in one launch, from `grad`, that of what merge_stage has merged,
+// which lies as that does. They have the weights' dtype and are written, not added to. rows, columns: the
+// most that up @ down of any layer has.
+cudaError_t merge_stage_backward(const StageLayer* layers, int32_t count, int64_t rows, int64_t columns,
+                                 const void* up, const void* down, Dtype weight_dtype, const void* grad,
+                                 Dtype dtype, void* grad_up, void* grad_down, cudaStream_t stream);
+
 // Merges one layer; merged has the strides given, in elements.
 cudaError_t merge(const Weight& weight, int32_t out_channels, int32_t in_channels, int32_t kernel_h,
                   int32_t kernel_w, void* merged, int64_t out_stride, int64_t in_stride, int64_t row_stride,

@@ -1,4 +1,5 @@
-"""W = base + scaling * up @ down in Triton: of one layer, of all layers of a stage, and of a tap in a kernel.
+"""W = base + scaling * up @ down in Triton: of one layer, of all layers of a stage, and of a tap in a kernel;
+and the gradients of all up and down of a stage.
 
 Seen as a matrix with the columns of down, W is its adapter's product, whatever the form and the groups.
 """
@@ -123,6 +124,61 @@ def _merge_stage_kernel(
         )  # fmt: skip
 
 
+@triton.jit
+def _weight_grad_tile(grad, row, column, columns, elements, taps, channels):
+    """d W, which lies in channels_last, at [rows, columns] of the matrix up @ down."""
+    f = (row * columns)[:, None] + column[None, :]
+    inside = (f < elements) & (column < columns)[None, :]
+    tap, channel, out = f % taps, f // taps % channels, f // (taps * channels)
+    return tl.load(grad + (out * taps + tap) * channels + channel, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _merge_stage_backward_kernel(
+    table, ups, downs, grad, grad_ups, grad_downs,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """A program has rows of up or columns of down, all of them: each sum has one owner and one order."""
+    layer = table + tl.program_id(0) * 16
+    inner, columns = tl.load(layer + 5).to(tl.int32), tl.load(layer + 6).to(tl.int32)
+    outs, channels = tl.load(layer + 7).to(tl.int32), tl.load(layer + 8).to(tl.int32)
+    taps = (tl.load(layer + 9) * tl.load(layer + 10)).to(tl.int32)
+    up_offset, down_offset = tl.load(layer + 11), tl.load(layer + 12)
+    grad += tl.load(layer + 13)
+    scaling = tl.load(layer + 14).to(tl.int32).to(tl.float32, bitcast=True)
+    elements = outs * channels * taps
+    rows = elements // columns
+    part, up_parts = tl.program_id(1), tl.cdiv(rows, BLOCK_R)
+    if part < up_parts:
+        row = part * BLOCK_R + tl.arange(0, BLOCK_R)
+        for first in range(0, inner, BLOCK_J):
+            j = first + tl.arange(0, BLOCK_J)
+            total = tl.zeros([BLOCK_R, BLOCK_J], tl.float32)
+            for start in range(0, columns, BLOCK_C):
+                column = start + tl.arange(0, BLOCK_C)
+                weight_grad = _weight_grad_tile(grad, row, column, columns, elements, taps, channels)
+                inside = (column < columns)[:, None] & (j < inner)[None, :]
+                at = downs + down_offset + column[:, None] + (j * columns)[None, :]
+                right = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+                total = tl.dot(weight_grad, right, total, input_precision="ieee")
+            inside = (row < rows)[:, None] & (j < inner)[None, :]
+            tl.store(grad_ups + up_offset + (row * inner)[:, None] + j[None, :], scaling * total, mask=inside)
+    elif (part - up_parts) * BLOCK_C < columns:
+        column = (part - up_parts) * BLOCK_C + tl.arange(0, BLOCK_C)
+        for first in range(0, inner, BLOCK_J):
+            j = first + tl.arange(0, BLOCK_J)
+            total = tl.zeros([BLOCK_J, BLOCK_C], tl.float32)
+            for start in range(0, rows, BLOCK_R):
+                row = start + tl.arange(0, BLOCK_R)
+                weight_grad = _weight_grad_tile(grad, row, column, columns, elements, taps, channels)
+                inside = (j < inner)[:, None] & (row < rows)[None, :]
+                left = tl.load(ups + up_offset + j[:, None] + (row * inner)[None, :], mask=inside, other=0.0)
+                total = tl.dot(left.to(tl.float32), weight_grad, total, input_precision="ieee")
+            inside = (j < inner)[:, None] & (column < columns)[None, :]
+            at = grad_downs + down_offset + (j * columns)[:, None] + column[None, :]
+            tl.store(at, scaling * total, mask=inside)
+
+
 TILE = {"BLOCK_R": BLOCK_ROWS, "BLOCK_C": BLOCK_COLUMNS, "BLOCK_J": BLOCK_INNER, "num_warps": 4}
 
 
@@ -156,11 +212,23 @@ def lora_merge_stage(table: Tensor, ups: Tensor, downs: Tensor, elements: int, m
         _merge_stage_kernel[len(table), programs](table, ups, downs, merged, **TILE)
 
 
+def lora_merge_stage_backward(
+    table: Tensor, ups: Tensor, downs: Tensor, rows: int, columns: int, grad: Tensor,
+    grad_ups: Tensor, grad_downs: Tensor,
+) -> None:  # fmt: skip
+    tile = TILE | {"BLOCK_C": 32}
+    parts = triton.cdiv(rows, tile["BLOCK_R"]) + triton.cdiv(columns, tile["BLOCK_C"])
+    with torch.cuda.device_of(ups):
+        _merge_stage_backward_kernel[len(table), parts](table, ups, downs, grad, grad_ups, grad_downs, **tile)
+
+
 _library = images.register(
     {
         "lora_merge(Tensor weight, Tensor lora_up, Tensor lora_down, float scaling, "
         "Tensor(a!) merged) -> ()": lora_merge,
         "lora_merge_stage(Tensor table, Tensor ups, Tensor downs, int elements, "
         "Tensor(a!) merged) -> ()": lora_merge_stage,
+        "lora_merge_stage_backward(Tensor table, Tensor ups, Tensor downs, int rows, int columns, "
+        "Tensor grad, Tensor(a!) grad_ups, Tensor(b!) grad_downs) -> ()": lora_merge_stage_backward,
     }
 )

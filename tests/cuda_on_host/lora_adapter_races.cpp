@@ -1,5 +1,5 @@
-// Runs the adapter's gradients, depthwise convolutions and merges on small problems, for ThreadSanitizer to
-// watch.
+// Runs the adapter's gradients, depthwise convolutions, merges and their gradients on small problems, for
+// ThreadSanitizer to watch.
 #include <vector>
 
 #include "cuda/lora_depthwise.h"
@@ -46,6 +46,31 @@ struct Layer {
                                    grad_down.data(), workspace.data(), deterministic, nullptr));
   }
 
+  // As the only layer of a stage.
+  void add_gradients_of_merged() {
+    const int64_t groups = problem.groups, ins = problem.in_channels / groups, outs = problem.out_channels;
+    const cuda::StageLayer layer{base.data(),
+                                 ins * kKernel * kKernel,
+                                 kKernel * kKernel,
+                                 kKernel,
+                                 1,
+                                 kInner,
+                                 weight.columns,
+                                 outs,
+                                 ins,
+                                 kKernel,
+                                 kKernel,
+                                 0,
+                                 0,
+                                 0,
+                                 1,
+                                 {}};
+    std::vector<float> grad_up(up.size()), grad_down(down.size());
+    expect(cuda::merge_stage_backward(&layer, 1, outs / groups * kKernel, weight.columns, up.data(),
+                                      down.data(), Dtype::kFloat32, base.data(), Dtype::kFloat32,
+                                      grad_up.data(), grad_down.data(), nullptr));
+  }
+
   const Problem problem;
   std::vector<float> base, up, down;
   const Weight weight;
@@ -62,6 +87,7 @@ int main() {
   depthwise.add_gradients(output, input, false);
   expect(cuda::merge(depthwise.weight, 5, 1, kKernel, kKernel, input.values.data(), 9, 9, 3, 1,
                      Dtype::kFloat32, nullptr));
+  Layer(12, 5, 1).add_gradients_of_merged();
   for (const bool deterministic : {false, true}) {
     Layer(20, 33, 1).add_gradients(Picture(33), Picture(20), deterministic);
   }

@@ -15,4 +15,11 @@ int lora_merge_stage(const cuda::StageLayer* layers, int32_t count, int64_t elem
                      const void* down, Dtype weight_dtype, void* merged, Dtype dtype) {
   return cuda::merge_stage(layers, count, elements, up, down, weight_dtype, merged, dtype, nullptr);
 }
+
+int lora_merge_stage_backward(const cuda::StageLayer* layers, int32_t count, const int64_t* matrix,
+                              const void* up, const void* down, Dtype weight_dtype, const void* grad,
+                              Dtype dtype, void* grad_up, void* grad_down) {
+  return cuda::merge_stage_backward(layers, count, matrix[0], matrix[1], up, down, weight_dtype, grad, dtype,
+                                    grad_up, grad_down, nullptr);
+}
 }

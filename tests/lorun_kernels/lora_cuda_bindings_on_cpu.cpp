@@ -65,6 +65,13 @@ cudaError_t merge_stage(const StageLayer* layers, int32_t count, int64_t element
                 address(merged), dtype);
 }
 
+cudaError_t merge_stage_backward(const StageLayer* layers, int32_t count, int64_t rows, int64_t columns,
+                                 const void* up, const void* down, Dtype weight_dtype, const void* grad,
+                                 Dtype dtype, void* grad_up, void* grad_down, cudaStream_t stream) {
+  return record(stream, address(layers), count, rows, columns, address(up), address(down), weight_dtype,
+                address(grad), dtype, address(grad_up), address(grad_down));
+}
+
 cudaError_t merge(const Weight& weight, int32_t out_channels, int32_t in_channels, int32_t kernel_h,
                   int32_t kernel_w, void* merged, int64_t out_stride, int64_t in_stride, int64_t row_stride,
                   int64_t column_stride, Dtype dtype, cudaStream_t stream) {

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.autograd.profiler import profile
 
 import lorun_kernels as lk
 
-FORWARD, INPUT, ADAPTER, MERGE = (
+FORWARD, INPUT, ADAPTER, MERGE, MERGE_BACKWARD = (
     f"lorun_triton::lora_{name}"
-    for name in ("conv2d", "conv2d_grad_input", "conv2d_grad_adapter", "merge_stage")
+    for name in (
+        "conv2d",
+        "conv2d_grad_input",
+        "conv2d_grad_adapter",
+        "merge_stage",
+        "merge_stage_backward",
+    )
 )
 
 
@@ -28,9 +35,10 @@ def _run(backend, function, tensors, dtype=None):
     return [output.detach(), *grads], names
 
 
-def _compare(function, tensors, expected_ops, dtype=None):
-    found, ops = _run("triton", function, tensors, dtype)
-    expected, none = _run("aten", function, tensors, dtype)
+def _compare(function, tensors, expected_ops, dtype=None, backend="triton", definition=None):
+    """`function` on `backend` against `definition`, or itself, through ATen."""
+    found, ops = _run(backend, function, tensors, dtype)
+    expected, none = _run("aten", definition or function, tensors, dtype)
     assert ops == expected_ops and none == set(), (ops, none)
     tolerance = 1e-5 if dtype is None else 5e-3
     for value, definition in zip(found, expected, strict=True):
@@ -118,25 +126,104 @@ def check_what_has_no_kernel() -> None:
     _compare(lambda: layer(torch.ones(1, 6, 5, 5).double()), [layer.lora_up], set())
 
 
-def check_stages(form: str, dtype: torch.dtype | None) -> None:
+def _stages(form: str = "reshape") -> nn.ModuleList:
     torch.manual_seed(0)
-    base = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 1)]
+    base = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 3, 1)]
+    options = {"form": form, "scaling": 0.5, "rank": 1}
     stages = nn.ModuleList(
-        nn.Sequential(*(lk.FusedLoRAConv2d.from_conv(conv, form=form, scaling=0.5) for conv in base))
-        for _ in range(3)
+        nn.Sequential(*(lk.FusedLoRAConv2d.from_conv(conv, **options) for conv in base)) for _ in range(3)
     )
     for name, parameter in stages.named_parameters():
         if name.endswith("lora_up"):
-            nn.init.normal_(parameter)
+            nn.init.normal_(parameter, std=0.1)
+    return stages
+
+
+def _adapters(stages: nn.Module) -> list[nn.Parameter]:
+    return [parameter for name, parameter in stages.named_parameters() if "lora_" in name]
+
+
+def _passes(stages: nn.ModuleList, dtype: torch.dtype | None = None):
+    """The network by StageWeights, and layer by layer."""
     weights = lk.StageWeights(stages, dtype)
     image = torch.randn(1, 3, 5, 4).to(memory_format=torch.channels_last)
 
-    def run():
+    def staged():
         x = image
         for number, stage in enumerate(stages):
             with weights.stage(number):
                 x = x + stage(x)
         return x
 
-    tensors = [p for name, p in stages.named_parameters() if "lora_" in name]
-    _compare(run, tensors, {MERGE, FORWARD, INPUT, ADAPTER}, dtype)
+    def plain():
+        x = image
+        for stage in stages:
+            x = x + stage(x)
+        return x
+
+    return staged, plain
+
+
+def check_stages(form: str, dtype: torch.dtype | None) -> None:
+    stages = _stages(form)
+    staged, plain = _passes(stages, dtype)
+    ops = {MERGE, FORWARD, INPUT, ADAPTER}
+    _compare(staged, _adapters(stages), ops, dtype, definition=plain)
+
+
+def check_gradients_of_a_stage(form: str, dtype: torch.dtype | None) -> None:
+    """Where layers run through ATen, one launch a stage computes all gradients of adapters."""
+    stages = _stages(form)
+    staged, plain = _passes(stages, dtype)
+    _compare(staged, _adapters(stages), {MERGE, MERGE_BACKWARD}, dtype, "aten", plain)
+    counts = []
+    for function in (staged, plain):
+        with lk.use_backend("aten"), profile() as record:
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                result = function()
+            result.sum().backward()
+        names = [event.name for event in record.function_events]
+        # The products with up and down; addmm also takes scaling.
+        counts.append([names.count(name) for name in (MERGE, MERGE_BACKWARD, "aten::addmm")])
+    assert counts == [[3, 3, 0], [0, 0, 2 * 9]]
+
+
+def check_some_gradients_of_a_stage() -> None:
+    """Of adapters that are frozen, of layers that were not called, of a base that is trained too."""
+    stages = _stages()
+    staged, plain = _passes(stages)
+    stages[0][0].lora_up.requires_grad_(False)
+    stages[1].requires_grad_(False)
+    stages[0][2].weight.requires_grad_()
+    wanted = [parameter for parameter in stages.parameters() if parameter.requires_grad]
+    _compare(staged, wanted, {MERGE, MERGE_BACKWARD}, backend="aten", definition=plain)
+    first, weights = stages[0], lk.StageWeights(stages)
+    with lk.use_backend("aten"), weights.stage(0):
+        first[2](torch.randn(1, 6, 5, 4)).sum().backward()
+    assert first[0].lora_down.grad is None and first[2].lora_up.grad is not None
+
+
+def check_a_changed_adapter_is_noticed() -> None:
+    stages = _stages()
+    staged, _ = _passes(stages)
+    with lk.use_backend("aten"):
+        result = staged().sum()
+        with torch.no_grad():
+            stages[1][0].lora_down += 1
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.backward()
+
+
+def check_compiled_stage() -> None:
+    stages = _stages()
+    weights = lk.StageWeights(stages)
+    image = torch.randn(1, 3, 5, 4)
+    with lk.use_backend("aten"):
+        expected = torch.autograd.grad(stages[1](image).sum(), _adapters(stages[1]))
+        compiled = torch.compile(stages[1], fullgraph=True, backend="aot_eager")
+        for _ in range(2):
+            with weights.stage(1):
+                result = compiled(image).sum()
+            found = torch.autograd.grad(result, _adapters(stages[1]))
+            for value, definition in zip(found, expected, strict=True):
+                torch.testing.assert_close(value, definition)

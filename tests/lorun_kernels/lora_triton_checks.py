@@ -270,6 +270,23 @@ def check_merge(problem: Problem) -> None:
         close("merged", merged, expected, sums, drawn["down"].shape[0] + 2, torch.float32)
 
 
+GAP = 3
+"""Elements behind each layer's merged weights that are no layer's."""
+
+
+def stack(problems: list[Problem], drawn: list[dict[str, Tensor]], weights: list[Tensor]):
+    """The table of a stage's layers, and their factors in one tensor each."""
+    rows, at = [], [0, 0, 0]
+    for problem, one, weight in zip(problems, drawn, weights, strict=True):
+        inner, columns = one["down"].shape
+        scaling = torch.tensor(problem.scaling, dtype=torch.float32).view(torch.int32).item()
+        rows.append([weight.data_ptr(), *weight.stride(), inner, columns, *weight.shape, *at, scaling, 0])
+        sizes = (one["up"].numel(), one["down"].numel(), weight.numel() + GAP)
+        at = [start + size for start, size in zip(at, sizes, strict=True)]
+    ups, downs = (torch.cat([one[name].flatten() for one in drawn]) for name in ("up", "down"))
+    return rows, ups, downs
+
+
 def check_merge_stage(problems: list[Problem]) -> None:
     """One launch over layers of all shapes; what it leaves between them is not touched."""
     drawn = [draw(problem) for problem in problems]
@@ -277,15 +294,8 @@ def check_merge_stage(problems: list[Problem]) -> None:
         place_weight(one["weight"], problem.weight_layout)
         for problem, one in zip(problems, drawn, strict=True)
     ]
-    rows, at = [], [0, 0, 0]
-    for problem, one, weight in zip(problems, drawn, weights, strict=True):
-        inner, columns = one["down"].shape
-        scaling = torch.tensor(problem.scaling, dtype=torch.float32).view(torch.int32).item()
-        rows.append([weight.data_ptr(), *weight.stride(), inner, columns, *weight.shape, *at, scaling, 0])
-        sizes = (one["up"].numel(), one["down"].numel(), weight.numel() + 3)
-        at = [start + size for start, size in zip(at, sizes, strict=True)]
-    ups, downs = (torch.cat([one[name].flatten() for one in drawn]) for name in ("up", "down"))
-    merged = torch.full((at[2],), torch.nan)
+    rows, ups, downs = stack(problems, drawn, weights)
+    merged = torch.full((rows[-1][13] + weights[-1].numel() + GAP,), torch.nan)
     elements = max(weight.numel() for weight in weights)
     torch.ops.lorun_triton.lora_merge_stage(torch.tensor(rows), ups, downs, elements, merged)
     for row, problem, one in zip(rows, problems, drawn, strict=True):
@@ -296,7 +306,39 @@ def check_merge_stage(problems: list[Problem]) -> None:
         expected = reference.merge_lora(*exact, problem.scaling)
         sums = reference.merge_lora(*(tensor.abs() for tensor in exact), problem.scaling)
         close("merged", found, expected, sums, row[5] + 2, torch.float32)
-        assert merged[start + count : start + count + 3].isnan().all()
+        assert merged[start + count : start + count + GAP].isnan().all()
+
+
+def check_merge_stage_backward(problems: list[Problem]) -> None:
+    """One launch over layers of all shapes, the same bits each time; what lies between them is not read."""
+    drawn = [draw(problem) for problem in problems]
+    rows, ups, downs = stack(problems, drawn, [one["weight"] for one in drawn])
+    grad = torch.full((rows[-1][13] + drawn[-1]["weight"].numel() + GAP,), torch.nan)
+    weight_grads = [torch.randn(one["weight"].shape) for one in drawn]
+    for row, one in zip(rows, weight_grads, strict=True):
+        grad[row[13] : row[13] + one.numel()] = one.permute(0, 2, 3, 1).flatten()
+    matrices = [(one["up"].shape[0], one["down"].shape[1]) for one in drawn]
+    largest = [max(lengths) for lengths in zip(*matrices, strict=True)]
+
+    def gradients():
+        grads = [torch.full(stack.shape, torch.nan) for stack in (ups, downs)]
+        arguments = (torch.tensor(rows), ups, downs, *largest, grad, *grads)
+        torch.ops.lorun_triton.lora_merge_stage_backward(*arguments)
+        return grads
+
+    grad_ups, grad_downs = gradients()
+    for again, first in zip(gradients(), (grad_ups, grad_downs), strict=True):
+        assert torch.equal(again, first)
+    for row, problem, one, weight_grad in zip(rows, problems, drawn, weight_grads, strict=True):
+        up, down = one["up"].double(), one["down"].double()
+        matrix = weight_grad.double().reshape(up.shape[0], down.shape[1])
+        for name, stacked, start, left, right in (
+            ("grad_up", grad_ups, row[11], matrix, down.T),
+            ("grad_down", grad_downs, row[12], up.T, matrix),
+        ):
+            exact, sums = left @ right * problem.scaling, left.abs() @ right.abs() * abs(problem.scaling)
+            found = stacked[start : start + exact.numel()].view(exact.shape)
+            close(name, found, exact, sums, left.shape[1] + 2, torch.float32)
 
 
 def check_wide_indices(problem: Problem) -> None:

@@ -60,3 +60,21 @@ def test_what_has_no_kernel_goes_through_aten(interpret):
 @pytest.mark.parametrize("dtype", [None, torch.float16], ids=["float32", "autocast to float16"])
 def test_stage_weights_merge_in_one_launch(interpret, form, dtype):
     interpret("check_stages", form, dtype)
+
+
+@pytest.mark.parametrize("form", ["reshape", "factored"])
+@pytest.mark.parametrize("dtype", [None, torch.float16], ids=["float32", "autocast to float16"])
+def test_gradients_of_a_stage_in_one_launch(interpret, form, dtype):
+    interpret("check_gradients_of_a_stage", form, dtype)
+
+
+def test_some_gradients_of_a_stage(interpret):
+    interpret("check_some_gradients_of_a_stage")
+
+
+def test_an_adapter_that_changed_before_the_backward_pass_is_noticed(interpret):
+    interpret("check_a_changed_adapter_is_noticed")
+
+
+def test_a_stage_compiles_with_its_gradients(interpret):
+    interpret("check_compiled_stage")

@@ -179,6 +179,13 @@ def test_merges_reach_their_launchers(ops, library, merged_dtype):
     ]
     assert last_call(library) == [*numbers, STREAM]
 
+    ups, downs = up.flatten(), down.flatten()
+    grads = torch.empty_like(ups), torch.empty_like(downs)
+    ops.lora_merge_stage_backward(table, ups, downs, 12, 34, flat, *grads)
+    numbers = [address(table), 3, 12, 34, address(up), address(down), 1]
+    numbers += [address(flat), DTYPES.index(merged_dtype), *map(address, grads)]
+    assert last_call(library) == [*numbers, STREAM]
+
 
 WRONG = {
     "integer images": ({"input": image(4).int()}, "input must be Float, Half or BFloat16, got Int"),
@@ -253,6 +260,20 @@ def test_wrong_merges_are_named(ops):
         arguments[index] = value
         with pytest.raises(RuntimeError, match=sentence):
             ops.lora_merge_stage(*arguments)
+    for index, value, sentence in (
+        (0, torch.zeros(0, 16, dtype=torch.int64), "table must have a row for each layer"),
+        (2, stack.half(), "downs must be Float like ups, got Half"),
+        (3, 0, "rows and columns must be from 1 to the elements of grad, got 0 and 60"),
+        (4, 91, "rows and columns must be from 1 to the elements of grad, got 60 and 91"),
+        (5, torch.ones(180)[::2], "grad must be contiguous"),
+        (6, torch.ones(89), r"grad_ups must be Float \(90\), got Float \(89\)"),
+        (7, stack.half(), r"grad_downs must be Float \(90\), got Half"),
+        (7, torch.ones(180)[::2], "grad_downs must be contiguous"),
+    ):
+        arguments = [table, stack, stack, 60, 60, stack, stack.clone(), stack.clone()]
+        arguments[index] = value
+        with pytest.raises(RuntimeError, match=sentence):
+            ops.lora_merge_stage_backward(*arguments)
 
 
 def test_a_failed_launch_raises(ops, library):

@@ -39,7 +39,8 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
-    sources = [emulator.SOURCES / "cuda" / "lora_merge.cu", emulator.HERE / "lora_merge_bindings.cpp"]
+    kernels = [emulator.SOURCES / "cuda" / f"{name}.cu" for name in ("lora_merge", "lora_merge_backward")]
+    sources = [*kernels, emulator.HERE / "lora_merge_bindings.cpp"]
     return LoraMerge(emulator.load(tmp_path_factory.mktemp("merge"), sources))
 
 
@@ -104,3 +105,31 @@ def test_merge_of_a_stage(lora, dtype, layout):
         for part, layer in zip(merged.split(sizes), layers, strict=True):
             outs, ins, kh, kw = layer.weight.shape
             assert_merged(part.view(outs, kh, kw, ins).permute(0, 3, 1, 2), layer)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
+def test_gradients_of_a_stage(lora, dtype, grad_dtype):
+    """As near to autograd through the definition in float64 as sums in float and one rounding can be."""
+    shapes = {**SHAPES, "rank 9": (40, 33, 3, 3, 1, 9, "reshape")}
+    layers = [adapted(shape, dtype, torch.contiguous_format) for shape in shapes.values()]
+    sizes = [layer.weight.numel() for layer in layers]
+    grad = torch.randn(sum(sizes)).to(grad_dtype)
+    grad_ups, grad_downs = lora.merge_stage_backward(layers, grad)
+    ups = grad_ups.split([layer.up.numel() for layer in layers])
+    downs = grad_downs.split([layer.down.numel() for layer in layers])
+    for layer, part, found in zip(layers, grad.split(sizes), zip(ups, downs, strict=True), strict=True):
+        outs, ins, kh, kw = layer.weight.shape
+        weight_grad = part.double().view(outs, kh, kw, ins).permute(0, 3, 1, 2)
+        up, down = layer.up.double().requires_grad_(), layer.down.double().requires_grad_()
+        merged = reference.merge_lora(layer.weight.double(), up, down, layer.scaling)
+        expected = torch.autograd.grad(merged, (up, down), weight_grad)
+        matrix = weight_grad.abs().reshape(up.shape[0], down.shape[1])
+        magnitudes = (matrix @ down.detach().abs().T, up.detach().abs().T @ matrix)
+        for result, exact, magnitude, terms in zip(
+            found, expected, magnitudes, matrix.shape[::-1], strict=True
+        ):
+            bound = (terms + 2) * UNIT[torch.float32] * abs(layer.scaling) * magnitude
+            rounding = UNIT[dtype] * (exact.abs() + bound) + SMALLEST[dtype]
+            error = (result.double().view_as(exact) - exact).abs()
+            assert bool((error <= bound + rounding).all())

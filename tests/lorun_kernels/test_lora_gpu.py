@@ -252,6 +252,18 @@ def test_stage_weights_give_the_same_results(backend, relative_error):
         assert relative_error(net.run(image, lk.StageWeights(net.stages)), net.run(image)) <= 1e-2
 
 
+def test_gradients_of_a_stage_are_the_same(backend, relative_error):
+    """On any backend; through ATen one launch computes them for the stage."""
+    net, image = Stages(), new_image()
+    adapters = [parameter for name, parameter in net.named_parameters() if "lora_" in name]
+    found, expected = (
+        torch.autograd.grad(net.run(image, weights).square().sum(), adapters)
+        for weights in (lk.StageWeights(net.stages), None)
+    )
+    for value, definition in zip(found, expected, strict=True):
+        assert relative_error(value, definition) <= 2e-2
+
+
 def test_a_captured_graph_replays_with_other_adapters(backend, relative_error):
     net, image = Stages(), new_image()
     weights = lk.StageWeights(net.stages)

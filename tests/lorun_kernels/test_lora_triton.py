@@ -153,6 +153,10 @@ def test_merging_a_stage_equals_merging_its_layers(interpret):
     interpret("check_merge_stage", LAYERS)
 
 
+def test_gradients_of_a_stage_equal_those_of_its_layers(interpret):
+    interpret("check_merge_stage_backward", LAYERS)
+
+
 @pytest.mark.parametrize("problem", [Problem(7, second=3, sliced=True), SMALL], ids=["full", "depthwise"])
 def test_wide_indices_equal_the_definition(interpret, problem):
     interpret("check_wide_indices", problem)

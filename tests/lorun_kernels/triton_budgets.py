@@ -194,6 +194,15 @@ def _lora_merge_stage(layer: Layer) -> None:
     lora_merge.lora_merge_stage(table, up.flatten(), down.flatten(), weight.numel(), merged)
 
 
+def _lora_merge_stage_backward(layer: Layer) -> None:
+    from lorun_kernels.triton import lora_merge
+
+    weight, up, down = layer.weights()
+    table = torch.empty((16, 16), device="meta", dtype=torch.int64)
+    grad, ups, downs = weight.to(layer.dtype).flatten(), up.flatten(), down.flatten()
+    lora_merge.lora_merge_stage_backward(table, ups, downs, up.shape[0], down.shape[1], grad, ups, downs)
+
+
 LAUNCHES = {
     "cassi forward": _cassi("cassi_forward"),
     "cassi adjoint": _cassi("cassi_adjoint"),
@@ -209,6 +218,7 @@ LAUNCHES = {
     "lora grad adapter": _lora_grad_adapter(deterministic=False),
     "lora grad adapter without atomics": _lora_grad_adapter(deterministic=True),
     "lora merge stage": _lora_merge_stage,
+    "lora merge stage backward": _lora_merge_stage_backward,
 }
 
 
@@ -216,7 +226,8 @@ def cases(launch: str) -> list[Case] | list[Layer]:
     if launch.startswith("cassi"):
         return CASES
     # What these add does not depend on the layer.
-    return SOME if launch in ("lora grad adapter without atomics", "lora merge stage") else LAYERS
+    some = "lora grad adapter without atomics", "lora merge stage", "lora merge stage backward"
+    return SOME if launch in some else LAYERS
 
 
 # Registers as Triton 3.6 and 3.7 need them, rounded up to the hardware's unit of 8.
@@ -273,4 +284,5 @@ BUDGETS = [
     Budget("lora grad adapter without atomics", "_weight_sums_kernel", "16-bit", (56, 48, 48), 1024),
     Budget("lora grad adapter without atomics", "_factor_grad_kernel", "16-bit", (168, 128, 128), 1024),
     Budget("lora merge stage", "_merge_stage_kernel", "16-bit", (128, 112, 112), 3072),
+    Budget("lora merge stage backward", "_merge_stage_backward_kernel", "16-bit", (72, 72, 72), 4096),
 ]
