@@ -55,12 +55,13 @@ class Factors {
   GramRow<A> gram_;
 };
 
-template <typename A>
-A scale_gradient_sum(const Problem& problem, Step step, const A* factor, const A* residual, const A* u) {
+// With kStep known, the sum is vectorised.
+template <Step kStep, typename A>
+A scale_gradient_sum(const Problem& problem, const A* factor, const A* residual, const A* u) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t p = 0; p < problem.measured; ++p) {
-    sum += scale_gradient(step, factor[p], residual[p], u[p]);
+    sum += scale_gradient(kStep, factor[p], residual[p], u[p]);
   }
   return sum;
 }
@@ -144,8 +145,9 @@ void step_backward(const Problem& problem, Step step, Cube grad, Measurement res
             load_rows<A>(problem, residual, b, h + r, 1, Lines<A>{t, 0});
           }
           if (grad_scale) {
-            static_cast<A*>(grad_scale)[b * problem.height + h + r] =
-                scale_gradient_sum(problem, step, factor, t, u);
+            const auto sum =
+                step == Step::kPgd ? scale_gradient_sum<Step::kPgd, A> : scale_gradient_sum<Step::kHqs, A>;
+            static_cast<A*>(grad_scale)[b * problem.height + h + r] = sum(problem, factor, t, u);
           }
           scale_by(u, factor, problem.measured);
           if (grad_y.data) {
