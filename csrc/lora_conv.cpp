@@ -255,7 +255,7 @@ ConvGradients lora_conv2d_backward(const Tensor& grad, const Tensor& input, cons
       std::tie(grad_input, grad_input2) = split(grad_both, batch, batch2);
     }
     std::tie(grad_up, grad_down) = adapter_grads(grad_merged, up, down, scaling, {need_up, need_down});
-    grad_weight = need_weight ? grad_merged.to(weight.scalar_type()) : Tensor();
+    grad_weight = need_weight ? grad_merged : Tensor();
   }
   const auto given = [&](const Tensor& image, bool wanted) {
     return !wanted ? Tensor() : input.dim() == 3 ? image.squeeze(0) : image;

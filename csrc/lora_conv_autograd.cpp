@@ -92,8 +92,8 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
     mask[4] = needed(data["has_bias"].toBool());
     mask[5] = needed(input2.has_value());
     const bool need_residual = needed(data["has_residual"].toBool());
-    // Where the merge of the whole stage is differentiated, the adapter's gradients are its; d W is d weight.
-    // Kernels that need no d W sum the adapter's themselves.
+    // The merge of a whole stage returns the adapters' gradients; it is given d W, which is also d weight.
+    // Backends that form no d W sum the adapter's gradients themselves.
     const bool need_merged =
         needed(data["has_merged"].toBool()) && data["backend"].toStringRef() == std::string("aten");
     const bool need_weight = mask[1];

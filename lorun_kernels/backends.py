@@ -126,10 +126,12 @@ def stage_ops(tensor: Tensor) -> tuple[Callable, Callable] | None:
 
     None where every layer does both for itself.
     """
+    # With "aten" only the layers run through ATen, as on a GPU by default.
     interpreted = _forced in ("triton", "aten") and _INTERPRETED
     if not (tensor.is_cuda or interpreted) or tensor.dtype == torch.float64:
         return None
-    for name in (_forced,) if _forced in ("cuda", "triton") else ("cuda", "triton"):
+    able = ("cuda", "triton") if tensor.is_cuda else ("triton",)
+    for name in (_forced,) if _forced in ("cuda", "triton") else able:
         if _missing_reason(name) is None:
             _load(name)
             ops = getattr(torch.ops, f"lorun_{name}")

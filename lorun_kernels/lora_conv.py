@@ -104,7 +104,7 @@ def _lora_conv2d_backward_fake(
 
     return (
         like(input, need_input),
-        torch.empty_like(weight) if need_weight else None,
+        torch.empty_like(weight, dtype=input.dtype) if need_weight else None,
         torch.empty_like(lora_up) if need_up else None,
         torch.empty_like(lora_down) if need_down else None,
         grad_bias,

@@ -55,37 +55,46 @@ class _StageMerge(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weights: StageWeights, stage: int, *factors: Tensor) -> tuple[Tensor, ...]:
-        weights.merge(stage)
+        weights._fill(stage)
         ctx.set_materialize_grads(False)
-        ctx.scratch, ctx.views = weights.scratch, weights._views
-        ctx.table, ctx.matrix = weights._table, weights._largest_matrix
-        ctx.backward_op = stage_ops(weights.scratch)[1]
+        ctx.weight_sizes = [view.numel() for view in weights._views]
+        ctx.table, ctx.most = weights._table, weights._most_rows_and_columns
+        _, ctx.backward_op = stage_ops(weights.scratch)
         # The factors themselves are saved so that autograd notices if they change before the backward pass.
         ctx.save_for_backward(weights.ups[stage], weights.downs[stage], *factors)
         # Not views of the scratch: autograd would take the next stage's merge for a change of this one.
-        return tuple(view.data for view in weights._views)
+        merged = tuple(view.data for view in weights._views)
+        learns = [any(needed) for needed in _pairs(ctx.needs_input_grad[2:])]
+        ctx.mark_non_differentiable(*(w for w, learn in zip(merged, learns, strict=True) if not learn))
+        return merged
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        some = next((grad for grad in grads if grad is not None), None)
+        if some is None:
+            # Layers on another backend have summed their own.
+            return (None,) * len(ctx.needs_input_grad)
         ups, downs, *factors = ctx.saved_tensors
-        given = [grad is not None for grad in grads] * 2
-        if not any(given):
-            return None, None, *(None for _ in factors)
         grad_ups, grad_downs = torch.empty_like(ups), torch.empty_like(downs)
         weight_grads = [
-            ctx.scratch.new_zeros(view.numel()) if grad is None else grad.permute(0, 2, 3, 1).flatten()
-            for grad, view in zip(grads, ctx.views, strict=True)
+            some.new_zeros(size) if grad is None else grad.permute(0, 2, 3, 1).flatten()
+            for grad, size in zip(grads, ctx.weight_sizes, strict=True)
         ]
-        flat = torch.cat(weight_grads)
-        ctx.backward_op(ctx.table, ups, downs, *ctx.matrix, flat, grad_ups, grad_downs)
-        count = len(grads)
-        parts = _parts_like(grad_ups, factors[:count]) + _parts_like(grad_downs, factors[count:])
+        ctx.backward_op(ctx.table, ups, downs, *ctx.most, torch.cat(weight_grads), grad_ups, grad_downs)
+        parts = _split_like(grad_ups, factors[: len(grads)]) + _split_like(grad_downs, factors[len(grads) :])
+        given = [grad is not None for grad in grads] * 2
         wanted = zip(ctx.needs_input_grad[2:], given, parts, strict=True)
         return None, None, *(part if needed and there else None for needed, there, part in wanted)
 
 
-def _parts_like(stack: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+def _pairs(values: Sequence) -> zip:
+    """What belongs to the up and the down of each layer, of a sequence for all ups, then all downs."""
+    count = len(values) // 2
+    return zip(values[:count], values[count:], strict=True)
+
+
+def _split_like(stack: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
     parts = stack.split([factor.numel() for factor in factors])
     return [part.view(factor.shape) for part, factor in zip(parts, factors, strict=True)]
 
@@ -105,10 +114,11 @@ class StageWeights:
     becomes a part of the stack. Loading other adapters writes there, so that a captured CUDA graph replays
     with them; after ``.to()`` or another scaling, merge once and capture again. In training the forward pass
     reads the scratch, and a layer's backward pass merges W for itself: nothing is kept per stage. On a GPU
-    one launch computes the gradients of all adapters of a stage from d W of its layers, which is freed then;
-    layers that run on the "cuda" or "triton" backend form no d W and sum their own. While a stage's context
-    is open, no parameter may change, and nothing be exported: the scratch would not follow. Not for threads
-    that run stages of one network at a time.
+    the gradients of a stage's adapters are computed in one launch, the same bits every time, from d W of its
+    layers, which exists until then, in the scratch's dtype, and once more side by side; their `.grad` are
+    parts of one tensor. Layers on the "cuda" or "triton" backend form no d W and sum their own. While a
+    stage's context is open, no parameter may change, and nothing be exported: the scratch would not follow.
+    Not for threads that run stages of one network at a time.
     ``torch.save`` of one adapter stores its whole stack; safetensors, or a clone, does not.
 
     Args:
@@ -143,9 +153,9 @@ class StageWeights:
             part.view(layer.weight.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
             for part, layer in zip(self.scratch.split(sizes), first, strict=True)
         ]
-        self._largest = max(sizes)
+        self._most_elements = max(sizes)
         matrices = [(layer.lora_up.shape[0], layer.lora_down.shape[1]) for layer in first]
-        self._largest_matrix = tuple(max(lengths) for lengths in zip(*matrices, strict=True))
+        self._most_rows_and_columns = tuple(max(lengths) for lengths in zip(*matrices, strict=True))
         self._table = self._make_table()
         self._stacked_as = [self._identity_of(layers) for layers in self._stages]
 
@@ -181,9 +191,32 @@ class StageWeights:
         """What the stack and its table hold of a stage besides values."""
         return [(layer.scaling, *(tensor.data_ptr() for tensor in _parts(layer))) for layer in layers]
 
-    def _check(self, stage: int) -> None:
+    def _prepare(self, stage: int) -> None:
+        """Refuse a stage that there is not, and follow parameters that have moved."""
         if not 0 <= stage < len(self._stages):
             raise IndexError(f"StageWeights: expected a stage from 0 to {len(self._stages) - 1}, got {stage}")
+        if self._identity_of(self._stages[stage]) != self._stacked_as[stage]:
+            # .to() or .half() has given the parameters other memory.
+            self._stack()
+
+    @torch.no_grad()
+    def _fill(self, stage: int) -> None:
+        ops = stage_ops(self.scratch)
+        if ops is None:
+            for layer, view in zip(self._stages[stage], self._views, strict=True):
+                view.copy_(merge_lora(*_parts(layer), layer.scaling, layer.form))
+            return
+        merge, _ = ops
+        merge(self._table, self.ups[stage], self.downs[stage], self._most_elements, self.scratch)
+
+    def _merged(self, stage: int) -> Sequence[Tensor]:
+        """The weights of `stage` in the scratch; where one launch does it, its gradients too."""
+        if torch.is_grad_enabled() and stage_ops(self.scratch) is not None:
+            _, ups, downs = zip(*map(_parts, self._stages[stage]), strict=True)
+            if any(factor.requires_grad for factor in (*ups, *downs)):
+                return _StageMerge.apply(self, stage, *ups, *downs)
+        self._fill(stage)
+        return self._views
 
     def merge(self, stage: int) -> None:
         """Fill the scratch with the weights of `stage`, counted from 0: one launch on a GPU.
@@ -193,39 +226,20 @@ class StageWeights:
             RuntimeError: within the context of another stage, whose layers read the scratch.
             ValueError: the stages no longer share their layers.
         """
-        self._check(stage)
         if self._active not in (None, stage):
             raise RuntimeError(
                 f"StageWeights: stage {stage} cannot be merged while stage {self._active} runs; leave its "
                 "context first"
             )
-        if self._identity_of(self._stages[stage]) != self._stacked_as[stage]:
-            # .to() or .half() has given the parameters other memory.
-            self._stack()
-        ops = stage_ops(self.scratch)
-        with torch.no_grad():
-            if ops is not None:
-                ops[0](self._table, self.ups[stage], self.downs[stage], self._largest, self.scratch)
-                return
-            for layer, view in zip(self._stages[stage], self._views, strict=True):
-                view.copy_(merge_lora(*_parts(layer), layer.scaling, layer.form))
-
-    def _merged(self, stage: int) -> Sequence[Tensor]:
-        """The weights of `stage` in the scratch, where one launch takes gradients back as its merge's."""
-        layers = self._stages[stage]
-        factors = [layer.lora_up for layer in layers] + [layer.lora_down for layer in layers]
-        learns = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
-        if learns and stage_ops(self.scratch) is not None:
-            return _StageMerge.apply(self, stage, *factors)
-        self.merge(stage)
-        return self._views
+        self._prepare(stage)
+        self._fill(stage)
 
     @contextmanager
     def stage(self, stage: int) -> Iterator[None]:
         """Merge `stage` and let its layers read the scratch until the context ends."""
         if self._active is not None:
             raise RuntimeError(f"StageWeights: stage {self._active} runs already; leave its context first")
-        self._check(stage)
+        self._prepare(stage)
         merged = self._merged(stage)
         layers = self._stages[stage]
         self._active = stage

@@ -40,7 +40,7 @@ struct Layer {
   U *grad_up, *grad_down;
   const void* grad;
   Dtype grad_dtype;
-  int grad_offset, rows, columns, inner, taps, channels;
+  int rows, columns, inner, taps, channels;
   float scaling;
 
   __device__ __forceinline__ Layer(const StageLayer& layer, const Stacks& stacks)
@@ -48,9 +48,9 @@ struct Layer {
         down(static_cast<const U*>(stacks.down) + layer.down_offset),
         grad_up(static_cast<U*>(stacks.grad_up) + layer.up_offset),
         grad_down(static_cast<U*>(stacks.grad_down) + layer.down_offset),
-        grad(stacks.grad),
+        grad(static_cast<const char*>(stacks.grad) +
+             layer.merged_offset * (stacks.grad_dtype == Dtype::kFloat32 ? 4 : 2)),
         grad_dtype(stacks.grad_dtype),
-        grad_offset(static_cast<int>(layer.merged_offset)),
         columns(static_cast<int>(layer.columns)),
         inner(static_cast<int>(layer.inner)),
         taps(static_cast<int>(layer.kernel_h * layer.kernel_w)),
@@ -65,7 +65,7 @@ struct Layer {
     const int line = index / taps;
     const int tap = index - line * taps;
     const int out = line / channels;
-    return read(grad, grad_offset + (out * taps + tap) * channels + line - out * channels, grad_dtype);
+    return read(grad, (out * taps + tap) * channels + line - out * channels, grad_dtype);
   }
 };
 

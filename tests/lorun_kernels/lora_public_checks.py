@@ -198,9 +198,27 @@ def check_some_gradients_of_a_stage() -> None:
     wanted = [parameter for parameter in stages.parameters() if parameter.requires_grad]
     _compare(staged, wanted, {MERGE, MERGE_BACKWARD}, backend="aten", definition=plain)
     first, weights = stages[0], lk.StageWeights(stages)
+    first[0].requires_grad_(False)
     with lk.use_backend("aten"), weights.stage(0):
+        assert not first[0](torch.randn(1, 3, 5, 4)).requires_grad
         first[2](torch.randn(1, 6, 5, 4)).sum().backward()
-    assert first[0].lora_down.grad is None and first[2].lora_up.grad is not None
+    assert first[1].lora_down.grad is None and first[2].lora_up.grad is not None
+
+
+def check_stages_that_move_to_another_dtype() -> None:
+    """To float64, which has no launch for a stage, and back."""
+    stages = _stages()
+    weights = lk.StageWeights(stages)
+    for dtype, ops in ((torch.float32, 1), (torch.float64, 0), (torch.float32, 1)):
+        stages.to(dtype)
+        image = torch.randn(1, 3, 5, 4, dtype=dtype)
+        with lk.use_backend("aten"), profile() as record:
+            with weights.stage(0):
+                found = torch.autograd.grad(stages[0](image).sum(), _adapters(stages[0]))
+            expected = torch.autograd.grad(stages[0](image).sum(), _adapters(stages[0]))
+        assert [event.name for event in record.function_events].count(MERGE_BACKWARD) == ops
+        for value, definition in zip(found, expected, strict=True):
+            torch.testing.assert_close(value, definition)
 
 
 def check_a_changed_adapter_is_noticed() -> None:

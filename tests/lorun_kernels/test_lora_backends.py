@@ -72,6 +72,10 @@ def test_some_gradients_of_a_stage(interpret):
     interpret("check_some_gradients_of_a_stage")
 
 
+def test_stages_that_move_to_another_dtype(interpret):
+    interpret("check_stages_that_move_to_another_dtype")
+
+
 def test_an_adapter_that_changed_before_the_backward_pass_is_noticed(interpret):
     interpret("check_a_changed_adapter_is_noticed")
 
