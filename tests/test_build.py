@@ -209,7 +209,8 @@ def test_the_cuda_library_needs_only_the_stable_abi_and_registers_its_ops(source
     )
     assert done.returncode == 0, done.stderr
     cassi = ("forward", "adjoint", "mask_grad", "step", "step_backward")
-    lora = ("conv2d", "conv2d_grad_input", "conv2d_grad_adapter", "merge", "merge_stage")
+    lora = ("conv2d", "conv2d_grad_input", "conv2d_grad_adapter", "merge")
+    lora += ("merge_stage", "merge_stage_backward")
     ops = [*(f"cassi_{op}" for op in cassi), *(f"lora_{op}" for op in lora)]
     assert sorted(json.loads(done.stdout)) == sorted(f"lorun_cuda::{op}" for op in ops)
 
