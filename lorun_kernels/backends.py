@@ -121,7 +121,10 @@ def lora_backend(input: Tensor, weight: Tensor) -> str:
     return _measured_lora_backend(input, weight) if LORA_DEFAULTS and input.is_cuda else "aten"
 
 
-def stage_ops(tensor: Tensor) -> tuple[Callable, Callable] | None:
+StageOps = tuple[Callable, Callable]
+
+
+def stage_ops(tensor: Tensor) -> StageOps | None:
     """The ops that merge a whole stage and take its gradients back, each in one launch.
 
     None where every layer does both for itself.

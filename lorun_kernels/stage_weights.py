@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorun_kernels.backends import stage_ops
+from lorun_kernels.backends import StageOps, stage_ops
 from lorun_kernels.lora_merge import merge_lora
 from lorun_kernels.modules import FusedLoRAConv2d
 
@@ -54,17 +54,19 @@ class _StageMerge(torch.autograd.Function):
     """The merge of a stage: from all `lora_up`, then all `lora_down`, to the weights in the scratch."""
 
     @staticmethod
-    def forward(ctx, weights: StageWeights, stage: int, *factors: Tensor) -> tuple[Tensor, ...]:
-        weights._fill(stage)
+    def forward(
+        ctx, weights: StageWeights, stage: int, ops: StageOps, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        weights._fill(stage, ops)
         ctx.set_materialize_grads(False)
         ctx.weight_sizes = [view.numel() for view in weights._views]
         ctx.table, ctx.most = weights._table, weights._most_rows_and_columns
-        _, ctx.backward_op = stage_ops(weights.scratch)
+        _, ctx.backward_op = ops
         # The factors themselves are saved so that autograd notices if they change before the backward pass.
         ctx.save_for_backward(weights.ups[stage], weights.downs[stage], *factors)
         # Not views of the scratch: autograd would take the next stage's merge for a change of this one.
         merged = tuple(view.data for view in weights._views)
-        learns = [any(needed) for needed in _pairs(ctx.needs_input_grad[2:])]
+        learns = [any(needed) for needed in _pairs(ctx.needs_input_grad[3:])]
         ctx.mark_non_differentiable(*(w for w, learn in zip(merged, learns, strict=True) if not learn))
         return merged
 
@@ -84,8 +86,8 @@ class _StageMerge(torch.autograd.Function):
         ctx.backward_op(ctx.table, ups, downs, *ctx.most, torch.cat(weight_grads), grad_ups, grad_downs)
         parts = _split_like(grad_ups, factors[: len(grads)]) + _split_like(grad_downs, factors[len(grads) :])
         given = [grad is not None for grad in grads] * 2
-        wanted = zip(ctx.needs_input_grad[2:], given, parts, strict=True)
-        return None, None, *(part if needed and there else None for needed, there, part in wanted)
+        wanted = zip(ctx.needs_input_grad[3:], given, parts, strict=True)
+        return None, None, None, *(part if needed and there else None for needed, there, part in wanted)
 
 
 def _pairs(values: Sequence) -> zip:
@@ -200,8 +202,7 @@ class StageWeights:
             self._stack()
 
     @torch.no_grad()
-    def _fill(self, stage: int) -> None:
-        ops = stage_ops(self.scratch)
+    def _fill(self, stage: int, ops: StageOps | None) -> None:
         if ops is None:
             for layer, view in zip(self._stages[stage], self._views, strict=True):
                 view.copy_(merge_lora(*_parts(layer), layer.scaling, layer.form))
@@ -211,11 +212,12 @@ class StageWeights:
 
     def _merged(self, stage: int) -> Sequence[Tensor]:
         """The weights of `stage` in the scratch; where one launch does it, its gradients too."""
-        if torch.is_grad_enabled() and stage_ops(self.scratch) is not None:
+        ops = stage_ops(self.scratch)
+        if torch.is_grad_enabled() and ops is not None:
             _, ups, downs = zip(*map(_parts, self._stages[stage]), strict=True)
             if any(factor.requires_grad for factor in (*ups, *downs)):
-                return _StageMerge.apply(self, stage, *ups, *downs)
-        self._fill(stage)
+                return _StageMerge.apply(self, stage, ops, *ups, *downs)
+        self._fill(stage, ops)
         return self._views
 
     def merge(self, stage: int) -> None:
@@ -232,7 +234,7 @@ class StageWeights:
                 "context first"
             )
         self._prepare(stage)
-        self._fill(stage)
+        self._fill(stage, stage_ops(self.scratch))
 
     @contextmanager
     def stage(self, stage: int) -> Iterator[None]:

@@ -109,20 +109,6 @@ __global__ void __launch_bounds__(kThreads)
   merge_part<U>(weight, shape, to, blockIdx.x % blocks, blocks);
 }
 
-// Calls `launch` with a value of the type.
-template <typename Launch>
-cudaError_t dispatch(Dtype dtype, Launch launch) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return launch(float{});
-    case Dtype::kFloat16:
-      return launch(__half{});
-    case Dtype::kBFloat16:
-      return launch(__nv_bfloat16{});
-  }
-  return cudaErrorInvalidValue;
-}
-
 int64_t blocks_for(int64_t elements) { return (elements + kThreads * kOuts - 1) / (kThreads * kOuts); }
 
 }  // namespace

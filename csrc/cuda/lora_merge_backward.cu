@@ -2,7 +2,7 @@
 // that up @ down is, a layer has grad_up = scaling * dW @ down^T and grad_down = scaling * up^T @ dW. Every
 // sum has one owner and one order: nothing is cleared before, and the same gradients give the same bits.
 #include "cuda/lora_conv.h"
-#include "cuda/lora_tile.cuh"
+#include "cuda/lora_weight.cuh"
 
 namespace lorun::lora::cuda {
 namespace {
@@ -161,19 +161,10 @@ cudaError_t merge_stage_backward(const StageLayer* layers, int32_t count, int64_
                                  Dtype dtype, void* grad_up, void* grad_down, cudaStream_t stream) {
   const int64_t blocks = (rows + kWarps - 1) / kWarps + (columns + 31) / 32;
   const Stacks stacks{up, down, grad, grad_up, grad_down, dtype};
-  const auto launch = [&](auto kernel) {
-    return lorun::cuda::launch(kernel, blocks * count, kThreads, sizeof(Parts), stream, layers,
-                               static_cast<int>(blocks), stacks);
-  };
-  switch (weight_dtype) {
-    case Dtype::kFloat32:
-      return launch(merge_stage_backward_kernel<float>);
-    case Dtype::kFloat16:
-      return launch(merge_stage_backward_kernel<__half>);
-    case Dtype::kBFloat16:
-      return launch(merge_stage_backward_kernel<__nv_bfloat16>);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch(weight_dtype, [&](auto type) {
+    return lorun::cuda::launch(merge_stage_backward_kernel<decltype(type)>, blocks * count, kThreads,
+                               sizeof(Parts), stream, layers, static_cast<int>(blocks), stacks);
+  });
 }
 
 }  // namespace lorun::lora::cuda

@@ -6,6 +6,20 @@
 
 namespace lorun::lora::cuda {
 
+// Calls `launch` with a value of the weights' type.
+template <typename Launch>
+cudaError_t dispatch(Dtype dtype, Launch launch) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return launch(float{});
+    case Dtype::kFloat16:
+      return launch(__half{});
+    case Dtype::kBFloat16:
+      return launch(__nv_bfloat16{});
+  }
+  return cudaErrorInvalidValue;
+}
+
 // The shape of W; in_channels are those of one group.
 struct WeightShape {
   int out_channels, in_channels, kernel_h, kernel_w;

@@ -134,6 +134,44 @@ def _weight_grad_tile(grad, row, column, columns, elements, taps, channels):
 
 
 @triton.jit
+def _up_rows(
+    grad, down, grad_up, row, scaling, rows, columns, inner, taps, channels,
+    BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Some rows of grad_up = scaling * d W @ down^T."""
+    for first in range(0, inner, BLOCK_J):
+        j = first + tl.arange(0, BLOCK_J)
+        total = tl.zeros([row.shape[0], BLOCK_J], tl.float32)
+        for start in range(0, columns, BLOCK_C):
+            column = start + tl.arange(0, BLOCK_C)
+            left = _weight_grad_tile(grad, row, column, columns, rows * columns, taps, channels)
+            inside = (column < columns)[:, None] & (j < inner)[None, :]
+            right = tl.load(down + column[:, None] + (j * columns)[None, :], mask=inside, other=0.0)
+            total = tl.dot(left, right.to(tl.float32), total, input_precision="ieee")
+        inside = (row < rows)[:, None] & (j < inner)[None, :]
+        tl.store(grad_up + (row * inner)[:, None] + j[None, :], scaling * total, mask=inside)
+
+
+@triton.jit
+def _down_columns(
+    grad, up, grad_down, column, scaling, rows, columns, inner, taps, channels,
+    BLOCK_R: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Some columns of grad_down = scaling * up^T @ d W."""
+    for first in range(0, inner, BLOCK_J):
+        j = first + tl.arange(0, BLOCK_J)
+        total = tl.zeros([BLOCK_J, column.shape[0]], tl.float32)
+        for start in range(0, rows, BLOCK_R):
+            row = start + tl.arange(0, BLOCK_R)
+            right = _weight_grad_tile(grad, row, column, columns, rows * columns, taps, channels)
+            inside = (j < inner)[:, None] & (row < rows)[None, :]
+            left = tl.load(up + j[:, None] + (row * inner)[None, :], mask=inside, other=0.0)
+            total = tl.dot(left.to(tl.float32), right, total, input_precision="ieee")
+        inside = (j < inner)[:, None] & (column < columns)[None, :]
+        tl.store(grad_down + (j * columns)[:, None] + column[None, :], scaling * total, mask=inside)
+
+
+@triton.jit
 def _merge_stage_backward_kernel(
     table, ups, downs, grad, grad_ups, grad_downs,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
@@ -146,37 +184,20 @@ def _merge_stage_backward_kernel(
     up_offset, down_offset = tl.load(layer + 11), tl.load(layer + 12)
     grad += tl.load(layer + 13)
     scaling = tl.load(layer + 14).to(tl.int32).to(tl.float32, bitcast=True)
-    elements = outs * channels * taps
-    rows = elements // columns
+    rows = outs * channels * taps // columns
     part, up_parts = tl.program_id(1), tl.cdiv(rows, BLOCK_R)
     if part < up_parts:
         row = part * BLOCK_R + tl.arange(0, BLOCK_R)
-        for first in range(0, inner, BLOCK_J):
-            j = first + tl.arange(0, BLOCK_J)
-            total = tl.zeros([BLOCK_R, BLOCK_J], tl.float32)
-            for start in range(0, columns, BLOCK_C):
-                column = start + tl.arange(0, BLOCK_C)
-                weight_grad = _weight_grad_tile(grad, row, column, columns, elements, taps, channels)
-                inside = (column < columns)[:, None] & (j < inner)[None, :]
-                at = downs + down_offset + column[:, None] + (j * columns)[None, :]
-                right = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-                total = tl.dot(weight_grad, right, total, input_precision="ieee")
-            inside = (row < rows)[:, None] & (j < inner)[None, :]
-            tl.store(grad_ups + up_offset + (row * inner)[:, None] + j[None, :], scaling * total, mask=inside)
+        _up_rows(
+            grad, downs + down_offset, grad_ups + up_offset, row,
+            scaling, rows, columns, inner, taps, channels, BLOCK_C, BLOCK_J,
+        )  # fmt: skip
     elif (part - up_parts) * BLOCK_C < columns:
         column = (part - up_parts) * BLOCK_C + tl.arange(0, BLOCK_C)
-        for first in range(0, inner, BLOCK_J):
-            j = first + tl.arange(0, BLOCK_J)
-            total = tl.zeros([BLOCK_J, BLOCK_C], tl.float32)
-            for start in range(0, rows, BLOCK_R):
-                row = start + tl.arange(0, BLOCK_R)
-                weight_grad = _weight_grad_tile(grad, row, column, columns, elements, taps, channels)
-                inside = (j < inner)[:, None] & (row < rows)[None, :]
-                left = tl.load(ups + up_offset + j[:, None] + (row * inner)[None, :], mask=inside, other=0.0)
-                total = tl.dot(left.to(tl.float32), weight_grad, total, input_precision="ieee")
-            inside = (j < inner)[:, None] & (column < columns)[None, :]
-            at = grad_downs + down_offset + (j * columns)[:, None] + column[None, :]
-            tl.store(at, scaling * total, mask=inside)
+        _down_columns(
+            grad, ups + up_offset, grad_downs + down_offset, column,
+            scaling, rows, columns, inner, taps, channels, BLOCK_R, BLOCK_J,
+        )  # fmt: skip
 
 
 TILE = {"BLOCK_R": BLOCK_ROWS, "BLOCK_C": BLOCK_COLUMNS, "BLOCK_J": BLOCK_INNER, "num_warps": 4}
