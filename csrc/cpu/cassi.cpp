@@ -1,5 +1,6 @@
 #include "cpu/cassi.h"
 
+#include "cpu/cassi_adjoint.h"
 #include "cpu/cassi_loops.h"
 #include "cpu/cassi_projection.h"
 #include "cpu/cassi_rows.h"

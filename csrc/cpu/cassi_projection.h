@@ -27,8 +27,8 @@ inline bool two_apart(const int32_t* offsets) {
 // the bands share is read once. y has room for kLanes more columns; `ahead` is where the next four bands lie.
 // Returns the columns done, a multiple of kLanes.
 template <int kSign, bool kOneMask>
-[[gnu::noinline]] int64_t project_four(float* __restrict y, Bands<const float> x, Bands<const float> mask,
-                                       int64_t width, const float* ahead) {
+int64_t project_four(float* __restrict y, Bands<const float> x, Bands<const float> mask, int64_t width,
+                     const float* ahead) {
   using lorun::cpu::kLanes;
   using lorun::cpu::Lanes;
   const int64_t whole = width / kLanes * kLanes;
@@ -66,14 +66,19 @@ void add_band(const Problem& problem, Bands<A> x, Bands<A> mask, int64_t c, int6
   add_product<kSign, A>(y + problem.offsets[c] + from, mask[c] + from, x[c] + from, problem.width - from);
 }
 
-template <int kSign>
-void add_four_bands(const Problem& problem, Bands<float> x, Bands<float> mask, int64_t c, float* y,
-                    const float* ahead) {
-  const auto project = mask.band == 0 ? project_four<kSign, true> : project_four<kSign, false>;
-  const int64_t done =
-      project(y + problem.offsets[c], {x[c], x.band}, {mask[c], mask.band}, problem.width, ahead);
-  for (int k = 0; done < problem.width && k < 4; ++k) {
-    add_band<kSign>(problem, x, mask, c + k, done, y);
+// Bands c to c + 3. All rows in one call, because a call costs as much as a few cache lines.
+template <int kSign, bool kOneMask>
+[[gnu::noinline]] void add_four_bands(const Problem& problem, int64_t rows, const Bands<float>& x,
+                                      const Bands<float>& mask, int64_t c, const Lines<float>& y) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Bands<float> xr = x.at(r);
+    const Bands<float> mr = mask.at(r);
+    const int64_t done =
+        project_four<kSign, kOneMask>(y[r] + problem.offsets[c], {xr[c], xr.band}, {mr[c], mr.band},
+                                      problem.width, band_ahead(problem, rows, x, c, r));
+    for (int k = 0; done < problem.width && k < 4; ++k) {
+      add_band<kSign>(problem, xr, mr, c + k, done, y[r]);
+    }
   }
 }
 
@@ -82,10 +87,9 @@ template <int kSign, typename A>
 void add_projection(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> mask, Lines<A> y) {
   int64_t c = 0;
   if constexpr (std::is_same_v<A, float>) {
+    const auto add_four = mask.band == 0 ? add_four_bands<kSign, true> : add_four_bands<kSign, false>;
     for (; c + 4 <= problem.bands && two_apart(problem.offsets + c); c += 4) {
-      for (int64_t r = 0; r < rows; ++r) {
-        add_four_bands<kSign>(problem, x.at(r), mask.at(r), c, y[r], band_ahead(problem, rows, x, c, r));
-      }
+      add_four(problem, rows, x, mask, c, y);
     }
   }
   for (; c < problem.bands; ++c) {

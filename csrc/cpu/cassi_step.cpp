@@ -1,5 +1,6 @@
 // The data steps and their gradients: see Step in common/cassi.h.
 #include "cpu/cassi.h"
+#include "cpu/cassi_adjoint.h"
 #include "cpu/cassi_gram.h"
 #include "cpu/cassi_loops.h"
 #include "cpu/cassi_projection.h"
