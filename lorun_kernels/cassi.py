@@ -83,7 +83,8 @@ def _offsets(op: str, step: reference.Step, bands: int) -> list[int]:
     offsets = [step * band for band in range(bands)] if constant else _given_offsets(op, step)
     if len(offsets) != bands:
         raise ValueError(f"{op}: step must have one offset for each of the {bands} bands, got {len(offsets)}")
-    if min(offsets) < 0 or max(offsets) > MAX_OFFSET:
+    ends = (offsets[0], offsets[-1]) if constant else offsets
+    if min(ends) < 0 or max(ends) > MAX_OFFSET:
         raise ValueError(
             f"{op}: step must shift every band to the right, by at most {MAX_OFFSET} columns, got {step}"
         )
@@ -132,11 +133,12 @@ def _scale(op: str, name: str, value: float | Tensor, x: Tensor, least: float) -
         return torch.full((), float(value), dtype=dtype, device=x.device)
     if not value.is_floating_point():
         raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}; convert it with .float()")
-    if value.numel() == 1:
+    if value.dim() > 0 and value.numel() == 1:
         value = value.reshape(())
     elif value.dim() > 1 and value.numel() == value.shape[0]:
         value = value.reshape(-1)
-    return value.to(dtype)
+    # Asked here, because .to(dtype) takes a microsecond to find that there is nothing to do.
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def cassi_forward(x: Tensor, mask: Tensor, step: reference.Step = 2) -> Tensor:
