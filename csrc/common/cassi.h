@@ -76,7 +76,7 @@ LORUN_HOST_DEVICE A scale_gradient(Step step, A factor, A residual, A u) {
 template <typename A>
 LORUN_HOST_DEVICE A mask_gradient(Step step, A grad, A x, A mask, A t, A v) {
   const A both = grad * t + x * v;
-  return step == Step::kPgd ? -both : A(2) * mask * t * v - both;
+  return step == Step::kPgd ? -both : (mask + mask) * t * v - both;
 }
 
 }  // namespace lorun::cassi

@@ -1,67 +1,65 @@
-// Phi^T v for a few rows, in accumulators.
+// Phi^T v for a few rows.
 #pragma once
 
 #include <algorithm>
 
 #include "cpu/cassi_prefetch.h"
 #include "cpu/cassi_rows.h"
+#include "cpu/cassi_vectors.h"
 
 namespace lorun::cassi::cpu {
 
-template <typename A>
-using Vector __attribute__((vector_size(32), aligned(sizeof(A)), may_alias)) = A;
-
-template <typename V, typename A>
-V& at(A* row, int64_t i) {
-  return *reinterpret_cast<V*>(row + i);
-}
-
-// out[k] = x[k] + mask[k] * v[offsets[k]] for kBands bands and kCount elements of type V from column w on,
+// out[k] = x[k] + mask[k] * v[offsets[k]] for kBands bands and kCount accumulators V from column w on,
 // without x where kPlus is false. out may be x itself. All of a band are read before the first is written,
 // which is faster than by turns.
-template <typename V, int kCount, int kBands, bool kPlus, bool kOneMask, typename A>
-void adjoint_columns(Bands<A> out, Bands<A> x, Bands<A> mask, A* v, const int32_t* offsets, int64_t w) {
-  constexpr int64_t kSize = sizeof(V) / sizeof(A);
+template <typename V, int kCount, int kBands, bool kPlus, bool kOneMask, typename E>
+void adjoint_columns(Bands<E> out, Bands<E> x, Bands<E> mask, const acc_t<E>* v, const int32_t* offsets,
+                     int64_t w) {
+  constexpr int64_t kSize = sizeof(V) / sizeof(acc_t<E>);
   V open[kCount];
   for (int k = 0; k < kBands; ++k) {
     V sum[kCount];
     for (int i = 0; i < kCount; ++i) {
       const int64_t column = w + i * kSize;
       if (k == 0 || !kOneMask) {
-        open[i] = at<V>(mask[k], column);
+        open[i] = read<V>(mask[k] + column);
       }
-      sum[i] = open[i] * at<V>(v + offsets[k], column);
+      const V product = open[i] * read<V>(v + offsets[k] + column);
       if constexpr (kPlus) {
-        sum[i] += at<V>(x[k], column);
+        sum[i] = read<V>(x[k] + column) + product;
+      } else {
+        sum[i] = product;
       }
     }
     for (int i = 0; i < kCount; ++i) {
-      at<V>(out[k], w + i * kSize) = sum[i];
+      write(out[k] + w + i * kSize, sum[i]);
     }
   }
 }
 
 // Bands c to c + kBands - 1; a mask that they share is read once. All rows in one call, because a call costs
 // as much as a few cache lines.
-template <int kBands, bool kPlus, bool kOneMask, typename A>
-[[gnu::noinline]] void write_bands(const Problem& problem, int64_t rows, const Bands<A>& x,
-                                   const Bands<A>& mask, const Lines<A>& v, int64_t c, const Bands<A>& out) {
-  constexpr int kVectors = kCacheLine / sizeof(Vector<A>);
-  constexpr int64_t kRun = kCacheLine / sizeof(A);
+template <int kBands, bool kPlus, bool kOneMask, typename E>
+[[gnu::noinline]] void write_bands(const Problem& problem, int64_t rows, const Bands<E>& x,
+                                   const Bands<E>& mask, const Lines<acc_t<E>>& v, int64_t c,
+                                   const Bands<E>& out) {
+  using A = acc_t<E>;
+  constexpr int kVectors = 2;
+  constexpr int64_t kRun = kVectors * kVectorSize<A>;
   // Copies, because for all that the compiler knows a write to `out` changes what is referred to.
   int32_t offsets[kBands];
   std::copy_n(problem.offsets + c, kBands, offsets);
   const int64_t width = problem.width;
   for (int64_t r = 0; r < rows; ++r) {
-    const Bands<A> to{out.at(r)[c], out.band};
-    const Bands<A> from{x.at(r)[c], x.band};
-    const Bands<A> coding{mask.at(r)[c], mask.band};
-    A* const line = v[r];
+    const Bands<E> to{out.at(r)[c], out.band};
+    const Bands<E> from{x.at(r)[c], x.band};
+    const Bands<E> coding{mask.at(r)[c], mask.band};
+    const A* const line = v[r];
     // What was read just now is in the cache.
-    const A* const ahead = kPlus && out.data == x.data ? nullptr : band_ahead(problem, rows, out, c, r);
+    const E* const ahead = kPlus && out.data == x.data ? nullptr : band_ahead(problem, rows, out, c, r);
     int64_t w = 0;
     for (; w + kRun <= width; w += kRun) {
-      for (int k = 0; ahead && k < kBands; ++k) {
+      for (int k = 0; ahead && w % (kCacheLine / sizeof(E)) == 0 && k < kBands; ++k) {
         prefetch(ahead + k * out.band + w);
       }
       adjoint_columns<Vector<A>, kVectors, kBands, kPlus, kOneMask>(to, from, coding, line, offsets, w);
@@ -72,9 +70,9 @@ template <int kBands, bool kPlus, bool kOneMask, typename A>
   }
 }
 
-template <bool kPlus, bool kOneMask, typename A>
-void write_all_bands(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> mask, Lines<A> v,
-                     Bands<A> out) {
+template <bool kPlus, bool kOneMask, typename E>
+void write_all_bands(const Problem& problem, int64_t rows, Bands<E> x, Bands<E> mask, Lines<acc_t<E>> v,
+                     Bands<E> out) {
   int64_t c = 0;
   for (; c + 2 <= problem.bands; c += 2) {
     write_bands<2, kPlus, kOneMask>(problem, rows, x, mask, v, c, out);
@@ -85,17 +83,18 @@ void write_all_bands(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> 
 }
 
 // out = Phi^T v
-template <typename A>
-void write_adjoint(const Problem& problem, int64_t rows, Bands<A> mask, Lines<A> v, Bands<A> out) {
-  const auto write = mask.band == 0 ? write_all_bands<false, true, A> : write_all_bands<false, false, A>;
-  write(problem, rows, {}, mask, v, out);
+template <typename E>
+void write_adjoint(const Problem& problem, int64_t rows, Bands<E> mask, Lines<acc_t<E>> v, Bands<E> out) {
+  const auto write_all = mask.band == 0 ? write_all_bands<false, true, E> : write_all_bands<false, false, E>;
+  write_all(problem, rows, {}, mask, v, out);
 }
 
 // out = x + Phi^T v, where x was read just now; out may be x itself.
-template <typename A>
-void plus_adjoint(const Problem& problem, int64_t rows, Bands<A> x, Bands<A> mask, Lines<A> v, Bands<A> out) {
-  const auto write = mask.band == 0 ? write_all_bands<true, true, A> : write_all_bands<true, false, A>;
-  write(problem, rows, x, mask, v, out);
+template <typename E>
+void plus_adjoint(const Problem& problem, int64_t rows, Bands<E> x, Bands<E> mask, Lines<acc_t<E>> v,
+                  Bands<E> out) {
+  const auto write_all = mask.band == 0 ? write_all_bands<true, true, E> : write_all_bands<true, false, E>;
+  write_all(problem, rows, x, mask, v, out);
 }
 
 }  // namespace lorun::cassi::cpu

@@ -25,7 +25,7 @@ class GramRow {
   GramRow(const Problem& problem, const Cube& mask, Scratch& scratch)
       : step_(mask.band == 0 ? constant_step(problem) : -1),
         padding_(step_ * (problem.bands - 1)),
-        gram_(scratch.take<A>(projected_size(problem))) {
+        gram_(scratch.take<A>(projected_size<A>(problem))) {
     if (step_ >= 0) {
       // Zeros before and after the squares stand for the columns outside of the mask.
       squares_ = scratch.take<A>(padded(problem));
@@ -36,13 +36,14 @@ class GramRow {
   }
 
   static size_t scratch_bytes(const Problem& problem) {
-    return 2 * Scratch::bytes_of<A>(padded(problem)) + Scratch::bytes_of<A>(projected_size(problem));
+    return 2 * Scratch::bytes_of<A>(padded(problem)) + Scratch::bytes_of<A>(projected_size<A>(problem));
   }
 
   // The memory that `compute` fills.
   A* row() const { return gram_; }
 
-  A* compute(const Problem& problem, Bands<A> mask) const {
+  template <typename E>
+  A* compute(const Problem& problem, Bands<E> mask) const {
     if (step_ < 0) {
       std::fill_n(gram_, problem.measured, A(0));
       add_projection<1>(problem, 1, mask, mask, Lines<A>{gram_, 0});
@@ -50,32 +51,33 @@ class GramRow {
     }
     A* const squares = squares_ + padding_;
     A* const fours = fours_ + padding_;
-    multiply<A>(squares, mask[0], mask[0], problem.width);
+    square(squares, mask[0], problem.width);
     const int64_t in_fours = problem.bands / 4 * 4;
-    for (int64_t p = 0; in_fours > 0 && p < problem.measured; p += kLanes) {
-      at(fours, p) =
-          at(squares, p) + at(squares, p - step_) + at(squares, p - 2 * step_) + at(squares, p - 3 * step_);
+    const auto at = [step = step_](const A* row, int64_t p, int64_t band) {
+      return read<V>(row + p - band * step);
+    };
+    for (int64_t p = 0; in_fours > 0 && p < problem.measured; p += kSize) {
+      write(fours + p, V(at(squares, p, 0) + at(squares, p, 1) + at(squares, p, 2) + at(squares, p, 3)));
     }
-    for (int64_t p = 0; p < problem.measured; p += kLanes) {
-      Vector sum{};
+    for (int64_t p = 0; p < problem.measured; p += kSize) {
+      V sum{};
       for (int64_t c = 0; c < in_fours; c += 4) {
-        sum += at(fours, p - c * step_);
+        sum += at(fours, p, c);
       }
       for (int64_t c = in_fours; c < problem.bands; ++c) {
-        sum += at(squares, p - c * step_);
+        sum += at(squares, p, c);
       }
-      at(gram_, p) = sum;
+      write(gram_ + p, sum);
     }
     return gram_;
   }
 
  private:
-  static constexpr int64_t kLanes = 32 / sizeof(A);
-  using Vector __attribute__((vector_size(32), aligned(sizeof(A)), may_alias)) = A;
+  using V = Vector<A>;
+  static constexpr int64_t kSize = kVectorSize<A>;
 
-  static Vector& at(A* row, int64_t p) { return *reinterpret_cast<Vector*>(row + p); }
   // Whole vectors are read and written up to the end of a measured row.
-  static int64_t padded(const Problem& problem) { return 2 * problem.measured - problem.width + kLanes; }
+  static int64_t padded(const Problem& problem) { return 2 * problem.measured - problem.width + kSize; }
 
   int64_t step_;
   int64_t padding_;

@@ -1,9 +1,10 @@
-// The arithmetic of a few rows, in accumulators. Every loop runs along the columns, so that it vectorises.
+// The arithmetic of a row. Every loop runs along the columns, so that it vectorises.
 #pragma once
 
 #include <algorithm>
 
 #include "cpu/cassi_rows.h"
+#include "cpu/cassi_vectors.h"
 
 namespace lorun::cassi::cpu {
 
@@ -23,13 +24,21 @@ void scale_by(A* row, const A* factor, int64_t count) {
   }
 }
 
-// out = a * b
-template <typename A>
-void multiply(A* out, const A* a, const A* b, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = a[i] * b[i];
-  }
+// out = a * a
+template <typename A, typename E>
+void square(A* out, const E* a, int64_t count) {
+  along<A>(count, [=]<typename V>(V, int64_t i) {
+    const V value = read<V>(a + i);
+    write(out + i, V(value * value));
+  });
+}
+
+// sum += kSign * a * b
+template <int kSign, typename A, typename E, typename F>
+[[gnu::noinline]] void add_product(A* sum, const E* a, const F* b, int64_t count) {
+  along<A>(count, [=]<typename V>(V, int64_t i) {
+    write(sum + i, V(read<V>(sum + i) + A(kSign) * read<V>(a + i) * read<V>(b + i)));
+  });
 }
 
 // Whether every sample adds to the same gradient of the mask.

@@ -21,8 +21,8 @@ constexpr int64_t kBandsAhead = 4;
 
 // Row r of the band that is kBandsAhead after band c, where `rows` rows of all bands are visited, then the
 // rows below them; null for rows that are staged or all the same, which are in the cache.
-template <typename A>
-const A* band_ahead(const Problem& problem, int64_t rows, Bands<A> of, int64_t c, int64_t r) {
+template <typename E>
+const E* band_ahead(const Problem& problem, int64_t rows, Bands<E> of, int64_t c, int64_t r) {
   if (of.row == 0) {
     return nullptr;
   }

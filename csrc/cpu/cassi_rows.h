@@ -1,7 +1,7 @@
-// A few rows of a cube or a measurement at a time, as contiguous accumulators.
+// A few rows of a cube or a measurement at a time, with contiguous columns.
 //
 // Rows that already lie so in memory are used where they are, several at once; others are staged in this
-// thread's scratch, one by one.
+// thread's scratch, one by one, as accumulators.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -20,13 +20,13 @@
 namespace lorun::cassi::cpu {
 
 // Band c of row r begins at data + c * band + r * row; band is 0 where all bands are one.
-template <typename A>
+template <typename E>
 struct Bands {
-  A* data;
+  E* data;
   int64_t band;
   int64_t row = 0;
 
-  A* operator[](int64_t c) const { return data + c * band; }
+  E* operator[](int64_t c) const { return data + c * band; }
   Bands at(int64_t r) const { return {data + r * row, band, row}; }
 };
 
@@ -74,15 +74,14 @@ class Scratch {
   size_t used_ = 0;
 };
 
-// How to bring a row of a cube into accumulators and back.
-template <typename T>
+// How to bring a row of a cube of T to loops over E and back: E is T, or T's accumulator for cubes of which
+// some row must be staged.
+template <typename T, typename E>
 class CubeRows {
  public:
-  using A = acc_t<T>;
-
   CubeRows(const Problem& problem, const Cube& cube, Scratch& scratch) : CubeRows(problem, cube) {
     if (!in_place(cube)) {
-      staged_ = scratch.take<A>(bands_ * width_);
+      staged_ = scratch.take<E>(bands_ * width_);
     }
   }
 
@@ -91,22 +90,22 @@ class CubeRows {
       : CubeRows(problem, cube) {
     if (!in_place(cube)) {
       const bool shared = source.staged_ && source.bands_ == bands_;
-      staged_ = shared ? source.staged_ : scratch.take<A>(bands_ * width_);
+      staged_ = shared ? source.staged_ : scratch.take<E>(bands_ * width_);
     }
   }
 
   static size_t scratch_bytes(const Problem& problem) {
-    return Scratch::bytes_of<A>(problem.bands * problem.width);
+    return Scratch::bytes_of<E>(problem.bands * problem.width);
   }
 
   // Whether rows are used where they lie.
-  static bool in_place(const Cube& cube) { return !cube.data || (std::is_same_v<T, A> && cube.column == 1); }
+  static bool in_place(const Cube& cube) { return !cube.data || (std::is_same_v<T, E> && cube.column == 1); }
 
   // The row's values, and where it is used in place those of the rows below; valid until the next call.
-  Bands<A> load(int64_t b, int64_t h) const {
+  Bands<E> load(int64_t b, int64_t h) const {
     T* const row = at(b, h);
     if (in_place(cube_)) {
-      return {reinterpret_cast<A*>(row), cube_.band, cube_.row};
+      return {reinterpret_cast<E*>(row), cube_.band, cube_.row};
     }
     if (cube_.band == 1 && cube_.column != 1) {
       lorun::cpu::transpose(row, cube_.column, staged_, width_, width_, bands_);
@@ -119,8 +118,8 @@ class CubeRows {
   }
 
   // Where to compute the row before `store` brings it to its place.
-  Bands<A> target(int64_t b, int64_t h) const {
-    return in_place(cube_) ? Bands<A>{reinterpret_cast<A*>(at(b, h)), cube_.band, cube_.row} : staged();
+  Bands<E> target(int64_t b, int64_t h) const {
+    return in_place(cube_) ? Bands<E>{reinterpret_cast<E*>(at(b, h)), cube_.band, cube_.row} : staged();
   }
 
   void store(int64_t b, int64_t h) const {
@@ -142,12 +141,12 @@ class CubeRows {
       : cube_(cube), width_(problem.width), bands_(cube.band == 0 ? 1 : problem.bands) {}
 
   T* at(int64_t b, int64_t h) const { return static_cast<T*>(cube_.data) + b * cube_.batch + h * cube_.row; }
-  Bands<A> staged() const { return {staged_, cube_.band == 0 ? 0 : width_}; }
+  Bands<E> staged() const { return {staged_, cube_.band == 0 ? 0 : width_}; }
 
   Cube cube_;
   int64_t width_;
   int64_t bands_;
-  A* staged_ = nullptr;
+  E* staged_ = nullptr;
 };
 
 template <typename T>
@@ -185,9 +184,9 @@ constexpr int64_t kGrain = 1 << 14;
 constexpr int64_t kRows = 4;
 
 // Rows at once of cubes of which all, some or none are used in place.
-template <typename T>
+template <typename T, typename E>
 int64_t rows_at_once(std::initializer_list<Cube> cubes) {
-  return std::all_of(cubes.begin(), cubes.end(), CubeRows<T>::in_place) ? kRows : 1;
+  return std::all_of(cubes.begin(), cubes.end(), CubeRows<T, E>::in_place) ? kRows : 1;
 }
 
 // Makes one body a thread, from its scratch, and calls body(b, h, count) for all rows, `rows` of them at
@@ -220,18 +219,26 @@ void for_rows_of_all_samples(const Problem& problem, size_t scratch_bytes, const
   });
 }
 
-// Calls kernel.operator()<T>() with the type that the problem's tensors hold.
+// Calls kernel.operator()<T, E>() with the type T that the problem's tensors hold and the type E that loops
+// see: T, where no row of `cubes` must be staged, or the accumulator.
 template <typename Kernel>
-void dispatch(Dtype dtype, const Kernel& kernel) {
-  switch (dtype) {
+void dispatch(const Problem& problem, std::initializer_list<Cube> cubes, const Kernel& kernel) {
+  const auto half = [&]<typename T>(T) {
+    if (std::all_of(cubes.begin(), cubes.end(), CubeRows<T, T>::in_place)) {
+      kernel.template operator()<T, T>();
+    } else {
+      kernel.template operator()<T, acc_t<T>>();
+    }
+  };
+  switch (problem.dtype) {
     case Dtype::kFloat64:
-      return kernel.template operator()<double>();
+      return kernel.template operator()<double, double>();
     case Dtype::kFloat32:
-      return kernel.template operator()<float>();
+      return kernel.template operator()<float, float>();
     case Dtype::kFloat16:
-      return kernel.template operator()<c10::Half>();
+      return half(c10::Half());
     case Dtype::kBFloat16:
-      return kernel.template operator()<c10::BFloat16>();
+      return half(c10::BFloat16());
   }
 }
 

@@ -23,7 +23,8 @@ class Factors {
   static size_t scratch_bytes(const Problem& problem) { return GramRow<A>::scratch_bytes(problem); }
 
   // The factors of a row.
-  const A* compute(const Problem& problem, int64_t b, Bands<A> mask) const {
+  template <typename E>
+  const A* compute(const Problem& problem, int64_t b, Bands<E> mask) const {
     const A scale = scale_[b * scale_stride_];
     if (step_ == Step::kPgd) {
       std::fill_n(gram_.row(), problem.measured, scale);
@@ -38,7 +39,8 @@ class Factors {
   }
 
   // Multiplies `row` by the factors of a row; PGD's is the same everywhere.
-  void apply(const Problem& problem, int64_t b, Bands<A> mask, A* row) const {
+  template <typename E>
+  void apply(const Problem& problem, int64_t b, Bands<E> mask, A* row) const {
     if (step_ == Step::kHqs) {
       scale_by(row, compute(problem, b, mask), problem.measured);
       return;
@@ -68,20 +70,21 @@ A scale_gradient_sum(const Problem& problem, const A* factor, const A* residual,
 }
 
 // Adds a row of d mask; t = factor * residual and v = factor * Phi grad.
-template <typename A>
-void add_mask_gradient(const Problem& problem, Step step, Bands<A> grad, Bands<A> x, Bands<A> mask,
+template <typename E, typename A>
+void add_mask_gradient(const Problem& problem, Step step, Bands<E> grad, Bands<E> x, Bands<E> mask,
                        const A* t, const A* v, Bands<A> sum) {
   for (int64_t c = 0; c < problem.bands; ++c) {
-    const A* const gc = grad[c];
-    const A* const xc = x[c];
-    const A* const mc = mask[c];
+    const E* const gc = grad[c];
+    const E* const xc = x[c];
+    const E* const mc = mask[c];
     const A* const tc = t + problem.offsets[c];
     const A* const vc = v + problem.offsets[c];
     A* const sc = sum[c];
-#pragma omp simd
-    for (int64_t w = 0; w < problem.width; ++w) {
-      sc[w] += mask_gradient(step, gc[w], xc[w], mc[w], tc[w], vc[w]);
-    }
+    along<A>(problem.width, [=]<typename V>(V, int64_t w) {
+      const V gradient = mask_gradient<V>(step, read<V>(gc + w), read<V>(xc + w), read<V>(mc + w),
+                                          read<V>(tc + w), read<V>(vc + w));
+      write(sc + w, V(read<V>(sc + w) + gradient));
+    });
   }
 }
 
@@ -89,19 +92,19 @@ void add_mask_gradient(const Problem& problem, Step step, Bands<A> grad, Bands<A
 
 void step(const Problem& problem, Step step, Cube x, Measurement y, Cube mask, const void* scale,
           int64_t scale_stride, Cube out, Measurement residual) {
-  dispatch(problem.dtype, [&]<typename T>() {
+  dispatch(problem, {x, mask, out}, [&]<typename T, typename E>() {
     using A = acc_t<T>;
-    const size_t bytes = 3 * CubeRows<T>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
+    const size_t bytes = 3 * CubeRows<T, E>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
                          lines_bytes<A>(problem);
-    for_rows(problem, bytes, rows_at_once<T>({x, mask, out}), [&](Scratch& scratch) {
-      const CubeRows<T> xs(problem, x, scratch);
-      const CubeRows<T> masks(problem, mask, scratch);
-      const CubeRows<T> outs(problem, out, xs, scratch);
+    for_rows(problem, bytes, rows_at_once<T, E>({x, mask, out}), [&](Scratch& scratch) {
+      const CubeRows<T, E> xs(problem, x, scratch);
+      const CubeRows<T, E> masks(problem, mask, scratch);
+      const CubeRows<T, E> outs(problem, out, xs, scratch);
       const Factors<A> factors(problem, step, mask, scale, scale_stride, scratch);
       const Lines<A> lines = take_lines<A>(problem, scratch);
       return [=, &problem](int64_t b, int64_t h, int64_t rows) {
-        const Bands<A> estimate = xs.load(b, h);
-        const Bands<A> coding = masks.load(b, h);
+        const Bands<E> estimate = xs.load(b, h);
+        const Bands<E> coding = masks.load(b, h);
         load_rows<T>(problem, y, b, h, rows, lines);
         add_projection<-1>(problem, rows, estimate, coding, lines);
         for (int64_t r = 0; r < rows; ++r) {
@@ -122,21 +125,21 @@ void step(const Problem& problem, Step step, Cube x, Measurement y, Cube mask, c
 void step_backward(const Problem& problem, Step step, Cube grad, Measurement residual, Cube x, Cube mask,
                    const void* scale, int64_t scale_stride, Cube grad_x, Measurement grad_y, Cube grad_mask,
                    void* grad_scale) {
-  dispatch(problem.dtype, [&]<typename T>() {
+  dispatch(problem, {grad, x, mask, grad_x}, [&]<typename T, typename E>() {
     using A = acc_t<T>;
-    const size_t bytes = 4 * CubeRows<T>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
+    const size_t bytes = 4 * CubeRows<T, E>::scratch_bytes(problem) + Factors<A>::scratch_bytes(problem) +
                          lines_bytes<A>(problem) + Scratch::bytes_of<A>(problem.measured);
     const auto make = [&](Scratch& scratch) {
-      const CubeRows<T> grads(problem, grad, scratch);
-      const CubeRows<T> xs(problem, x, scratch);
-      const CubeRows<T> masks(problem, mask, scratch);
-      const CubeRows<T> grad_xs(problem, grad_x, scratch);
+      const CubeRows<T, E> grads(problem, grad, scratch);
+      const CubeRows<T, E> xs(problem, x, scratch);
+      const CubeRows<T, E> masks(problem, mask, scratch);
+      const CubeRows<T, E> grad_xs(problem, grad_x, scratch);
       const Factors<A> factors(problem, step, mask, scale, scale_stride, scratch);
       const Lines<A> lines = take_lines<A>(problem, scratch);
       A* const t = scratch.take<A>(problem.measured);
       return [=, &problem](int64_t b, int64_t h, int64_t rows) {
-        const Bands<A> incoming = grads.load(b, h);
-        const Bands<A> coding = masks.load(b, h);
+        const Bands<E> incoming = grads.load(b, h);
+        const Bands<E> coding = masks.load(b, h);
         std::fill_n(lines.data, rows * lines.row, A(0));
         add_projection<1>(problem, rows, incoming, coding, lines);
         for (int64_t r = 0; r < rows; ++r) {
@@ -170,7 +173,7 @@ void step_backward(const Problem& problem, Step step, Cube grad, Measurement res
     if (sums_samples(grad_mask)) {
       for_rows_of_all_samples(problem, bytes, make);
     } else {
-      for_rows(problem, bytes, rows_at_once<T>({grad, x, mask, grad_x}), make);
+      for_rows(problem, bytes, rows_at_once<T, E>({grad, x, mask, grad_x}), make);
     }
   });
 }

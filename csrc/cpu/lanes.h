@@ -18,6 +18,8 @@ namespace lorun::cpu {
 constexpr int64_t kLanes = 8;
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float))));
 using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(sizeof(uint32_t))));
+using Halves __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(sizeof(uint16_t)), may_alias)) =
+    uint16_t;
 
 template <typename From>
 inline Lanes load_lanes(const From* src) {
@@ -55,9 +57,8 @@ inline void store_lanes(To* dst, const Lanes& lanes) {
     // Round to nearest, ties to even; adding to a NaN could make it infinite.
     const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Words words = lanes == lanes ? rounded : Words{} + 0x7fc0;
-    for (int i = 0; i < kLanes; ++i) {
-      dst[i].x = static_cast<uint16_t>(words[i]);
-    }
+    // A loop over the lanes is not vectorised everywhere.
+    *reinterpret_cast<Halves*>(dst) = __builtin_convertvector(words, Halves);
   } else {
     for (int i = 0; i < kLanes; ++i) {
       dst[i] = static_cast<To>(lanes[i]);
