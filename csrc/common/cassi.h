@@ -72,7 +72,8 @@ LORUN_HOST_DEVICE A scale_gradient(Step step, A factor, A residual, A u) {
   return step == Step::kPgd ? -residual * u : (factor * residual) * (factor * u);
 }
 
-// d mask at one pixel of the cube, with t = factor * residual and v = factor * u at its measured pixel.
+// d mask at one pixel of the cube, with t = factor * residual and v = factor * u at its measured pixel. A may
+// be a vector of pixels.
 template <typename A>
 LORUN_HOST_DEVICE A mask_gradient(Step step, A grad, A x, A mask, A t, A v) {
   const A both = grad * t + x * v;

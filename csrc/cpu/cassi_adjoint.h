@@ -60,9 +60,12 @@ template <int kBands, bool kPlus, bool kOneMask, typename E>
     int64_t w = 0;
     for (; w + kRun <= width; w += kRun) {
       for (int k = 0; ahead && w % (kCacheLine / sizeof(E)) == 0 && k < kBands; ++k) {
-        prefetch(ahead + k * out.band + w);
+        prefetch(ahead + k * to.band + w);
       }
       adjoint_columns<Vector<A>, kVectors, kBands, kPlus, kOneMask>(to, from, coding, line, offsets, w);
+    }
+    for (; w + kVectorSize<A> <= width; w += kVectorSize<A>) {
+      adjoint_columns<Vector<A>, 1, kBands, kPlus, kOneMask>(to, from, coding, line, offsets, w);
     }
     for (; w < width; ++w) {
       adjoint_columns<A, 1, kBands, kPlus, kOneMask>(to, from, coding, line, offsets, w);

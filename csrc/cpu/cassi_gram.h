@@ -1,6 +1,8 @@
 // The diagonal of Phi Phi^T for one row: the squared mask values that meet in each measured pixel.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/cassi_loops.h"
 #include "cpu/cassi_projection.h"
 

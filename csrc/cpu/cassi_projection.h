@@ -1,6 +1,7 @@
 // Phi x for a few rows.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/cassi_loops.h"

@@ -14,6 +14,7 @@ using Vector __attribute__((vector_size(32), aligned(sizeof(A)), may_alias)) = A
 // Accumulators in a vector.
 template <typename A>
 constexpr int64_t kVectorSize = sizeof(Vector<A>) / sizeof(A);
+static_assert(kVectorSize<float> == lorun::cpu::kLanes);
 
 // The elements from `row` on as V: an accumulator or a vector of them.
 template <typename V, typename E>
@@ -22,7 +23,9 @@ V read(const E* row) {
   if constexpr (std::is_same_v<V, A>) {
     return static_cast<A>(*row);
   } else if constexpr (std::is_same_v<E, A>) {
-    return *reinterpret_cast<const V*>(row);
+    // clang forgets the alignment of V, which is a template's argument, but not of an alias of its own.
+    using Here __attribute__((vector_size(sizeof(V)), aligned(sizeof(A)), may_alias)) = A;
+    return *reinterpret_cast<const Here*>(row);
   } else {
     return lorun::cpu::load_lanes(row);
   }
@@ -34,7 +37,8 @@ void write(E* row, const V& value) {
   if constexpr (std::is_same_v<V, A>) {
     *row = static_cast<E>(value);
   } else if constexpr (std::is_same_v<E, A>) {
-    *reinterpret_cast<V*>(row) = value;
+    using Here __attribute__((vector_size(sizeof(V)), aligned(sizeof(A)), may_alias)) = A;
+    *reinterpret_cast<Here*>(row) = value;
   } else {
     lorun::cpu::store_lanes(row, value);
   }

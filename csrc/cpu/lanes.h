@@ -16,8 +16,9 @@
 namespace lorun::cpu {
 
 constexpr int64_t kLanes = 8;
-using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float))));
-using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(sizeof(uint32_t))));
+// Aligned as their elements are. The attributes stand behind the name, where clang heeds them too.
+using Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias)) = float;
+using Words __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(sizeof(uint32_t)))) = uint32_t;
 using Halves __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(sizeof(uint16_t)), may_alias)) =
     uint16_t;
 
