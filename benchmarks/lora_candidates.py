@@ -20,7 +20,6 @@ import lorun_kernels as lk
 from benchmarks.lora_layers import Layer, layer_table
 from benchmarks.lora_passes import bare
 from benchmarks.lora_results import BACKENDS
-from lorun.denoisers.conv import ConvAct
 from lorun_kernels.reference import activate
 
 BATCHES = (8, 1)
@@ -180,7 +179,13 @@ class Block(nn.Module):
     def __init__(self, layers: list[Layer]) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            ConvAct(layer.in_channels, layer.out_channels, layer.kernel[0], layer.activation)
+            lk.ConvAct(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel,
+                padding=layer.kernel[0] // 2,
+                activation=layer.activation,
+            )
             for layer in layers
         )
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lorun.adapters import adapted_view
 from lorun.physics.block_cs import crop_to
 from lorun.tiling import OVERLAP, denoise_in_tiles
+from lorun_kernels import StageWeights
 
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
@@ -38,6 +40,9 @@ class UnfoldingNetwork(nn.Module):
         gamma, form: the adapters' rank in percent (Eq. 12) and form, used by "lorun" only.
         start_step: where rho (or mu) starts. PGD wants less than 2 / max(Phi Phi^T).
     """
+
+    # None also of networks that were pickled before there was this.
+    _stage_weights: StageWeights | None = None
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class UnfoldingNetwork(nn.Module):
         if variant == "lorun":
             denoiser.requires_grad_(False)
             self.denoisers = nn.ModuleList(adapted_view(denoiser, gamma, form) for _ in range(stages))
+            self._stage_weights = StageWeights.of(self.denoisers)
 
     def stage_denoiser(self, stage: int) -> nn.Module:
         """The denoiser of one stage, counted from 0."""
@@ -117,8 +123,15 @@ class UnfoldingNetwork(nn.Module):
                 z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
             else:
                 z, noise_level = physics.hqs_step(x, y, step[k]), (lam[k] / step[k]).sqrt()
-            x = self._denoise(k, x, z, noise_level, tile, overlap)
+            with self._merged(k):
+                x = self._denoise(k, x, z, noise_level, tile, overlap)
         return x if size is None else crop_to(x, size)
+
+    def _merged(self, stage: int) -> AbstractContextManager[None]:
+        """A context in which the adapters of a stage are merged together, if that is faster."""
+        if self._stage_weights is None:
+            return nullcontext()
+        return self._stage_weights.stage(stage, only_if_it_pays=True)
 
     def _denoise(
         self, stage: int, x: Tensor, z: Tensor, level: Tensor, tile: int | None, overlap: int

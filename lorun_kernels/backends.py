@@ -123,23 +123,30 @@ def lora_backend(input: Tensor, weight: Tensor) -> str:
 
 StageOps = tuple[Callable, Callable]
 
+STAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-def stage_ops(tensor: Tensor) -> StageOps | None:
-    """The ops that merge a whole stage and take its gradients back, each in one launch.
 
-    None where every layer does both for itself.
+def stage_ops(weight: Tensor, dtype: torch.dtype) -> StageOps | None:
+    """The ops that merge a whole stage into `dtype` and take its gradients back, each in one launch.
+
+    None if every layer does both for itself.
     """
     # With "aten" only the layers run through ATen, as on a GPU by default.
     interpreted = _forced in ("triton", "aten") and _INTERPRETED
-    if not (tensor.is_cuda or interpreted) or tensor.dtype == torch.float64:
+    if not (weight.is_cuda or interpreted) or not {weight.dtype, dtype} <= set(STAGE_DTYPES):
         return None
-    able = ("cuda", "triton") if tensor.is_cuda else ("triton",)
+    able = ("cuda", "triton") if weight.is_cuda else ("triton",)
     for name in (_forced,) if _forced in ("cuda", "triton") else able:
         if _missing_reason(name) is None:
             _load(name)
             ops = getattr(torch.ops, f"lorun_{name}")
             return ops.lora_merge_stage.default, ops.lora_merge_stage_backward.default
     return None
+
+
+def layers_merge_by_themselves() -> bool:
+    """Whether low-rank layers merge W in launches of their own; kernels for GPUs do so on the chip."""
+    return _forced not in ("cuda", "triton", "reference")
 
 
 def _measured_lora_backend(input: Tensor, weight: Tensor) -> str:

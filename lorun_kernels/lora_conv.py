@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -212,13 +213,32 @@ def lora_conv2d(
     )
 
 
-def activation_name(activation: str | None) -> str:
-    """As the ops name it; refuses what they do not know."""
+def activation_name(owner: str, activation: str | None) -> str:
+    """The name that the ops have for an activation; refuses (ValueError) one that they do not know."""
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"lora_conv2d: activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}"
+            f"{owner}: activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}"
         )
     return activation or "none"
+
+
+def check_activation(owner: str, activation: str | None, negative_slope: float) -> None:
+    """Refuse an unknown activation (ValueError) or a slope that is not a number (TypeError)."""
+    activation_name(owner, activation)
+    if not isinstance(negative_slope, Real):
+        raise TypeError(f"{owner}: negative_slope must be a number, got {negative_slope!r}")
+
+
+def add_residual(output: Tensor, residual: Tensor | None) -> Tensor:
+    """output + residual, which must have the output's shape (ValueError)."""
+    if residual is None:
+        return output
+    if residual.shape != output.shape:
+        raise ValueError(
+            f"lora_conv2d: residual must have the output's shape, {list(output.shape)}, "
+            f"got {list(residual.shape)}"
+        )
+    return output + residual
 
 
 def lora_conv2d_act(
@@ -263,7 +283,7 @@ def lora_conv2d_act(
     check_tensors("lora_conv2d", weight=weight, lora_up=lora_up, lora_down=lora_down)
     check_input("lora_conv2d", input, weight)
     check_images(residual=residual, input2=input2)
-    name = activation_name(activation)
+    name = activation_name("lora_conv2d", activation)
     stride = _pair("stride", stride, 1)
     dilation = _pair("dilation", dilation, 1)
     if isinstance(padding, str):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorun.denoisers.conv import ConvAct
+from lorun_kernels import ConvAct
 
 # Cosines lie in [-1, 1]: at a temperature of 1 the softmax over bands would start, and long stay, an average.
 FIRST_TEMPERATURE = 4.0
@@ -122,7 +122,7 @@ class SpectralTransformer(nn.Module):
         def level(index: int) -> nn.Sequential:
             return _level(width * 2**index, 2**index, blocks[index], expansion, window)
 
-        self.embed = ConvAct(channels + 1, width, 3)
+        self.embed = ConvAct(channels + 1, width, 3, padding=1)
         self.encoder1 = level(0)
         self.down1 = ConvAct(width, 2 * width, 1)
         self.encoder2 = level(1)
@@ -134,7 +134,7 @@ class SpectralTransformer(nn.Module):
         self.up1 = ConvAct(2 * width, width, 1)
         self.skip1 = ConvAct(width, width, 1)
         self.decoder1 = level(0)
-        self.last = ConvAct(width, channels, 3)
+        self.last = ConvAct(width, channels, 3, padding=1)
         self._start()
         self.to(memory_format=torch.channels_last)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorun.denoisers.conv import ConvAct
+from lorun_kernels import ConvAct
 
 # About 1 / sqrt(E[gelu(x)^2]) for a normal x.
 GELU_GAIN = 1.5
@@ -19,9 +19,9 @@ class UNetLevel(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.entry = ConvAct(in_channels, out_channels, 3, "gelu")
-        self.first = ConvAct(out_channels, out_channels, 3, "gelu")
-        self.second = ConvAct(out_channels, out_channels, 3)
+        self.entry = ConvAct(in_channels, out_channels, 3, padding=1, activation="gelu")
+        self.first = ConvAct(out_channels, out_channels, 3, padding=1, activation="gelu")
+        self.second = ConvAct(out_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """`skip` counts as further channels of x."""
