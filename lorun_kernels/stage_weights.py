@@ -121,6 +121,15 @@ def _new_parts(plan: _Plan, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, .
     return scratch, tuple(scratch.as_strided(*place) for place in plan.places)
 
 
+@torch.no_grad()
+def _merged_one_by_one(plan: _Plan, dtype: torch.dtype, layers: list[FusedLoRAConv2d]) -> tuple[Tensor, ...]:
+    _, parts = _new_parts(plan, dtype)
+    for layer, part in zip(layers, parts, strict=True):
+        part.copy_(merge_lora(*_parts(layer), layer.scaling, layer.form))
+    return parts
+
+
+@torch.no_grad()
 def _merged_at_once(
     plan: _Plan, dtype: torch.dtype, ops: StageOps, ups: Sequence[Tensor], downs: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
@@ -141,8 +150,9 @@ class _StageMerge(torch.autograd.Function):
     def forward(ctx, plan: _Plan, dtype: torch.dtype, ops: StageOps, *factors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.plan, (_, ctx.backward_op) = plan, ops
-        # Neither what is joined nor what is merged is kept, only the factors.
-        ctx.save_for_backward(*factors)
+        # Not by save_for_backward: a checkpoint would miss them in a recomputation that merges by layers. The
+        # layers do save their factors, and so notice one that has changed.
+        ctx.factors = factors
         half = len(factors) // 2
         merged = _merged_at_once(plan, dtype, ops, factors[:half], factors[half:])
         learns = [any(needed) for needed in _pairs(ctx.needs_input_grad[3:])]
@@ -156,7 +166,7 @@ class _StageMerge(torch.autograd.Function):
         if some is None:
             # Layers on another backend have summed their own.
             return (None,) * len(ctx.needs_input_grad)
-        plan, factors = ctx.plan, ctx.saved_tensors
+        plan, factors = ctx.plan, ctx.factors
         all_ups, all_downs = factors[: len(grads)], factors[len(grads) :]
         ups, downs = _joined(all_ups), _joined(all_downs)
         grad_ups, grad_downs = torch.empty_like(ups), torch.empty_like(downs)
@@ -280,17 +290,14 @@ class StageWeights:
 
     @contextmanager
     def _opened(self, stage: int, or_nothing: bool) -> Iterator[None]:
-        layers = self._stages[stage]
+        with lend(self._merged_or_nothing(stage) if or_nothing else self._merged(stage)):
+            yield
+
+    def _merged_or_nothing(self, stage: int) -> dict[nn.Module, Tensor]:
         try:
-            plan = self._plan_for(stage)
+            return self._merged(stage)
         except ValueError:
-            if not or_nothing:
-                raise
-            yield
-            return
-        merged = dict(zip(layers, self._merge(plan, layers), strict=True))
-        with lend(merged):
-            yield
+            return {}
 
     def _plan_for(self, stage: int) -> _Plan:
         """The plan, made again if parameters have moved since it was made."""
@@ -307,22 +314,19 @@ class StageWeights:
             self._plan = plan = _make_plan(layers, identity)
         return plan
 
-    def _merge(self, plan: _Plan, layers: list[FusedLoRAConv2d]) -> Sequence[Tensor]:
-        """The weights of a stage; if one launch merges them, they are differentiable."""
-        all_parts = [_parts(layer) for layer in layers]
-        weights, ups, downs = zip(*all_parts, strict=True)
+    def _merged(self, stage: int) -> dict[nn.Module, Tensor]:
+        """The merged weights of a stage's layers; differentiable if one launch merges them."""
+        plan, layers = self._plan_for(stage), self._stages[stage]
+        weights, ups, downs = zip(*map(_parts, layers), strict=True)
         dtype = self._scratch_dtype(weights[0])
         ops = stage_ops(weights[0], dtype)
         if ops is None:
-            with torch.no_grad():
-                merged = _new_parts(plan, dtype)[1]
-                for layer, parts, to in zip(layers, all_parts, merged, strict=True):
-                    to.copy_(merge_lora(*parts, layer.scaling, layer.form))
-            return merged
-        if torch.is_grad_enabled() and any(factor.requires_grad for factor in (*ups, *downs)):
-            return _StageMerge.apply(plan, dtype, ops, *ups, *downs)
-        with torch.no_grad():
-            return _merged_at_once(plan, dtype, ops, ups, downs)
+            merged = _merged_one_by_one(plan, dtype, layers)
+        elif torch.is_grad_enabled() and any(factor.requires_grad for factor in (*ups, *downs)):
+            merged = _StageMerge.apply(plan, dtype, ops, *ups, *downs)
+        else:
+            merged = _merged_at_once(plan, dtype, ops, ups, downs)
+        return dict(zip(layers, merged, strict=True))
 
 
 def _adapted_layers(stage: nn.Module) -> list[FusedLoRAConv2d]:
