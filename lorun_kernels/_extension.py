@@ -28,10 +28,11 @@ def _read_record(path: Path) -> dict:
 
 def _cuda_fault(version: str, library: Path) -> str | None:
     """Loads _C_cuda, built with this version of CUDA; returns what is wrong with it, if anything is."""
-    if version.partition(".")[0] != torch.version.cuda.partition(".")[0]:
+    running = str(torch.version.cuda)
+    if version.partition(".")[0] != running.partition(".")[0]:
         return (
             f"lorun_kernels._C_cuda was built with CUDA {version}, but torch {torch.__version__} uses CUDA "
-            f"{torch.version.cuda}: {REBUILD}"
+            f"{running}: {REBUILD}"
         )
     try:
         torch.ops.load_library(library)

@@ -15,8 +15,8 @@ from lorun_kernels.lora_merge import merge_lora
 class Adapted(nn.Module):
     """A layer whose weight, which it may share with others, has an adapter beside it."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
     rank: int | None
     scaling: float
     form: str
@@ -62,7 +62,7 @@ class Adapted(nn.Module):
             return self.weight + self.scaling * self.lora_delta
         return merge_lora(self.weight, *self._factors(), self.scaling, self.form)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args):
         # The state dict of a plain layer means an adapter that adds nothing, not missing keys.
         names = [name for name in ("lora_up", "lora_down", "lora_delta") if getattr(self, name) is not None]
         if prefix + "weight" in state_dict and not any(prefix + name in state_dict for name in names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -177,7 +178,7 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         weight = self.weight
         check_input("lora_conv2d", input, weight)
         check_images(input2=input2, residual=residual)
-        padding = self.padding
+        padding: str | Sequence[int] = self.padding
         if self.padding_mode != "zeros":
             input, input2 = self._pad(input), None if input2 is None else self._pad(input2)
             padding = (0, 0)
@@ -222,7 +223,7 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         return F.pad(image, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
     def _full_forward(
-        self, input: Tensor, padding: str | tuple[int, ...], input2: Tensor | None, residual: Tensor | None
+        self, input: Tensor, padding: str | Sequence[int], input2: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         both = input if input2 is None else torch.cat([input, input2], -3)
         output = F.conv2d(

@@ -9,7 +9,7 @@ from lorun_kernels.adapted import Adapted, check_source, choose_rank, share
 from lorun_kernels.lora_linear import lora_linear
 
 
-class FusedLoRALinear(Adapted, nn.Linear):
+class FusedLoRALinear(Adapted, nn.Linear):  # type: ignore[misc]  # torch says that bias is never None
     """`nn.Linear` with a low-rank adapter: ``W = weight + scaling * lora_up @ lora_down``.
 
     Takes every argument of `nn.Linear`, has its parameter names and equals it while `lora_up` is zero, which
@@ -74,4 +74,4 @@ class FusedLoRALinear(Adapted, nn.Linear):
         return share(layer, linear, freeze)
 
     def forward(self, input: Tensor) -> Tensor:
-        return lora_linear(input, self.weight, self.lora_up, self.lora_down, self.bias, self.scaling)
+        return lora_linear(input, self.weight, *self._factors(), self.bias, self.scaling)

@@ -83,7 +83,7 @@ class _Plan:
     table: Tensor
     elements: int
     # Each layer's weight in the scratch, in channels_last: its shape, strides and offset.
-    places: list[tuple[torch.Size, tuple[int, ...], int]]
+    places: Sequence[tuple[torch.Size, tuple[int, ...], int]]
     most_elements: int
     most_rows_and_columns: tuple[int, int]
 
@@ -147,7 +147,7 @@ class _StageMerge(torch.autograd.Function):
     """The merge of a stage: from all `lora_up`, then all `lora_down`, to the weights in a new scratch."""
 
     @staticmethod
-    def forward(ctx, plan: _Plan, dtype: torch.dtype, ops: StageOps, *factors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, plan, dtype, ops, *factors):
         ctx.set_materialize_grads(False)
         ctx.plan, (_, ctx.backward_op) = plan, ops
         # Not by save_for_backward: a checkpoint would miss them in a recomputation that merges by layers. The
@@ -161,7 +161,7 @@ class _StageMerge(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grads):
         some = next((grad for grad in grads if grad is not None), None)
         if some is None:
             # Layers on another backend have summed their own.

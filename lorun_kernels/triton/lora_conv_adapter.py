@@ -6,6 +6,8 @@ multiplies it by its part of down and of up, and adds what that gives: dW never 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -31,7 +33,7 @@ def _sum_weight_grads(
     TAPS: tl.constexpr = KERNEL[1]
     totals = ()
     for _ in tl.static_range(TAPS):
-        totals = totals + (tl.zeros([channel.shape[0], out.shape[0]], tl.float32),)
+        totals = totals + (tl.zeros([channel.shape[0], out.shape[0]], tl.float32),)  # type: ignore[assignment]
     for tile in range(split, tiles, splits):
         sample, y, x = pixel_tile(tile, tiles_h, tiles_w, TILE_H, TILE_W)
         real = (y < out_height) & (x < out_width)
@@ -44,7 +46,8 @@ def _sum_weight_grads(
             )  # fmt: skip
             at = pixels_at(data, strides, sample, at_y, at_x, channel, ALIGN, INDEX)
             value = tl.load(at, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
-            sums = sums + (tl.dot(tl.trans(value), slope, totals[kx], input_precision=PRECISION),)
+            product = tl.dot(tl.trans(value), slope, totals[kx], input_precision=PRECISION)
+            sums = sums + (product,)  # type: ignore[assignment]
         totals = sums
     return totals
 
@@ -130,7 +133,7 @@ def _sum_parts_kernel(parts, out, count, elements, BLOCK_P: tl.constexpr, BLOCK_
 
 
 def _sum_parts(parts: Tensor | None, out: Tensor | None) -> None:
-    if out is not None:
+    if parts is not None and out is not None:
         grid = (triton.cdiv(out.numel(), 32),)
         _sum_parts_kernel[grid](parts, out, len(parts), out.numel(), BLOCK_P=32, BLOCK_E=32, num_warps=4)
 
@@ -153,14 +156,14 @@ def _launch(
     channels, out, dtype = data.shape[1], grad.shape[1], data.dtype
     inner, columns = lora_down.shape
     tile = _tile(dtype, geometry["KERNEL"][1], channels, out)
-    tile_h, tile_w = images.tile_shape(*grad.shape[2:], tile.pop("pixels"))
+    tile_h, tile_w = images.tile_shape(grad.shape[2], grad.shape[3], tile.pop("pixels"))
     tiles_h, tiles_w = triton.cdiv(grad.shape[2], tile_h), triton.cdiv(grad.shape[3], tile_w)
     tiles = len(grad) * tiles_h * tiles_w
     blocks = geometry["KERNEL"][0] * triton.cdiv(channels, tile["BLOCK_C"])
     out_blocks = triton.cdiv(out, tile["BLOCK_O"])
     splits = min(tiles, max(1, 2 * images.processors(data.device) // (blocks * out_blocks)))
     chunks = len(lora_up) // out
-    parts = grad_up, grad_down
+    parts: Sequence[Tensor | None] = (grad_up, grad_down)
     if deterministic:
         counts = splits * blocks, splits * out_blocks * chunks
         # With two inputs, a part of down has elements that are the other's: they add nothing.

@@ -65,7 +65,7 @@ def alignment(images: list[Tensor | None]) -> int:
     return next(a for a in (8, 4, 2, 1) if a <= largest and all(stride % a == 0 for stride in strides))
 
 
-def _strides(image: Tensor) -> tuple[int, int, int]:
+def _strides(image: Tensor) -> tuple[int, ...]:
     """Of sample, row and column; a dimension of one element is never walked."""
     return tuple(image.stride(dim) if image.shape[dim] > 1 else 0 for dim in (0, 2, 3))
 

@@ -1,0 +1,3 @@
+"""The compiled module: importing it registers torch.ops.lorun."""
+
+def build_info() -> dict: ...
