@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
-from lorun.physics import CASSI
 from lorun.unfolding import UnfoldingNetwork
 
 MEBI = 2**20
@@ -93,9 +92,7 @@ def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
     do not.
     """
     like = {"device": model.raw_step.device, "dtype": model.raw_step.dtype}
-    physics = model.physics
-    if isinstance(physics, CASSI):
-        physics = CASSI(torch.ones(size, **like), physics.bands, physics.step, physics.start_from)
+    physics = model.physics.for_size(size).to(**like)
     y = physics.A(torch.zeros(1, physics.channels, *size, **like))
     counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     with counter:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorun.adapters import adapted_view
-from lorun.physics.block_cs import crop_to
+from lorun.physics.physics import crop_to
 from lorun.tiling import OVERLAP, denoise_in_tiles
 
 Variant = Literal["shared", "block", "lorun"]
