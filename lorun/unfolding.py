@@ -77,9 +77,14 @@ class UnfoldingNetwork(nn.Module):
         return self.denoiser if self.variant == "shared" else self.denoisers[stage]
 
     @property
-    def step(self) -> Tensor:
+    def step_size(self) -> Tensor:
         """rho (PGD) or mu (HQS) of every stage, (K,), positive."""
         return F.softplus(self.raw_step)
+
+    @property
+    def step(self) -> Tensor:
+        """`step_size` by its old name. (A camera's `physics.step` is something else: columns between bands.)"""
+        return self.step_size
 
     @property
     def lam(self) -> Tensor:
@@ -101,7 +106,7 @@ class UnfoldingNetwork(nn.Module):
             y: measurement of `physics`.
             physics: another measurement model for this call, such as another Phi; default: the network's.
             size: (H, W) of the image, which undoes the padding to whole blocks.
-            stages: run only the first so many stages, as a growing schedule does.
+            stages: run only the first that many stages, as a growing schedule does.
             tile, overlap: denoise at most tile x tile pixels at once, `overlap` of them for context on every
                 side, so that large scenes run in bounded memory; data steps always see the whole scene. From
                 an overlap of 36 the U-Net gives what it gives for the whole scene (`denoise_in_tiles`).
@@ -111,7 +116,7 @@ class UnfoldingNetwork(nn.Module):
         if not 1 <= count <= self.stages:
             raise ValueError(f"stages: expected 1 to {self.stages}, got {count}")
         x = physics.start(y)
-        step, lam = self.step, self.lam
+        step, lam = self.step_size, self.lam
         for k in range(count):
             if self.algorithm == "pgd":
                 z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()

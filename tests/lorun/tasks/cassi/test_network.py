@@ -35,7 +35,7 @@ def test_hqs_is_equations_9_and_11_with_the_correction():
     )
     x = camera.start(y)
     for k in range(3):
-        mu, lam = net.step[k], net.lam[k]
+        mu, lam = net.step_size[k], net.lam[k]
         system = phi.T @ phi + mu * torch.eye(BANDS * 96, dtype=torch.float64)
         known = phi.T @ y.flatten(1).T + mu * x.flatten(1).T
         z = torch.linalg.solve(system, known).T.view(x.shape)

@@ -214,7 +214,8 @@ ALL = "--task cassi --mask mask.mat --model all.safetensors"
         (f"restore cube31.mat {ALL}", "pass layout, .* (--layout)"),
         (
             f"restore cube31.mat --layout hwc {ALL}",
-            "cube31.mat: has 31 bands and states no wavelengths, the model restores 28; give wavelengths, .* (--wavelengths)",
+            "cube31.mat: has 31 bands and states no wavelengths, the model restores 28; give wavelengths, .* "
+            "(--wavelengths)",
         ),
         (
             f"restore cube31.mat --wavelengths 500 700 --layout hwc {ALL}",

@@ -11,7 +11,6 @@ from PIL import Image
 from lorun import metrics
 from lorun.checkpoint import save_network
 from lorun.cli import main
-from lorun.evaluate import Score, to_markdown
 from lorun.networks import NetworkConfig, build_network
 from lorun.tasks.cassi.task import mean_angle
 
@@ -166,12 +165,6 @@ def test_a_black_scene_has_no_angle():
     black = np.zeros((3, 8, 8), np.float32)
     assert mean_angle(black + 1, black) is None
     assert mean_angle(black + 1, black + 0.5) == pytest.approx(0, abs=1e-4)
-    scores = [
-        Score("black", "a", 40.0, 1.0, 0.1, "cassi-mst", None),
-        Score("lit", "a", 30.0, 0.9, 0.1, "cassi-mst", 7.0),
-    ]
-    assert "| black | a | 40.00 | 1.0000 | | 0.10 |" in to_markdown(scores)
-    assert "| average | a | 35.00 | 0.9500 | 7.00 | 0.10 |" in to_markdown(scores)
 
 
 def test_a_folder_of_pictures_is_one_cube(lab, capsys):
