@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lorun.physics import Physics
 from lorun.tiling import OVERLAP, denoise_in_tiles
-from lorun.unfolding import UnfoldingNetwork
+from lorun.unfolding import UnfoldingNetwork, alignment_of
 
 
 class Method(Protocol):
-    """Restores measurements by `physics`, or by another camera's that `restore` is given."""
+    """Restores measurements by `physics`, or by another that `restore` is given."""
 
-    physics: Physics
+    @property
+    def physics(self) -> Physics: ...
 
     def restore(self, y: Tensor, physics: Physics | None, size: tuple[int, int]) -> np.ndarray:
         """The image of one measurement (1, ...): (C, H, W) float32 in [0, 1].
@@ -42,9 +43,9 @@ class NetworkMethod:
 
     def __init__(self, net: UnfoldingNetwork, tile: int | None = None):
         if tile is not None:
-            check_tile(tile, net.stage_denoiser(0).downscale)
+            check_tile(tile, alignment_of(net.stage_denoiser(0)))
         self.net, self.tile = net.eval(), tile
-        self.physics: Physics = net.physics
+        self.physics = net.physics
 
     @torch.no_grad()
     def restore(self, y: Tensor, physics: Physics | None, size: tuple[int, int]) -> np.ndarray:

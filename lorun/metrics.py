@@ -2,12 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import skimage  # its parts load when they are used: skimage.metrics takes a second
 
 # Wang et al. 2004 in skimage's words; an 11x11 window.
-GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
+GAUSSIAN: dict[str, Any] = {
+    "gaussian_weights": True,
+    "sigma": 1.5,
+    "use_sample_covariance": False,
+    "win_size": 11,
+}
 UNIFORM = {"win_size": 7}
 
 

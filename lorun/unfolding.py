@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorun.adapters import adapted_view
-from lorun.physics.physics import crop_to
+from lorun.physics.physics import Physics, crop_to
 from lorun.tiling import OVERLAP, denoise_in_tiles
 
 Variant = Literal["shared", "block", "lorun"]
@@ -39,9 +39,13 @@ class UnfoldingNetwork(nn.Module):
         start_step: where rho (or mu) starts. PGD wants less than 2 / max(Phi Phi^T).
     """
 
+    physics: Physics
+    denoiser: nn.Module
+    denoisers: nn.ModuleList
+
     def __init__(
         self,
-        physics: nn.Module,
+        physics: Physics,
         denoiser: nn.Module,
         stages: int = 9,
         variant: Variant = "lorun",
@@ -83,7 +87,7 @@ class UnfoldingNetwork(nn.Module):
 
     @property
     def step(self) -> Tensor:
-        """`step_size` by its old name. (A camera's `physics.step` is something else: columns between bands.)"""
+        """`step_size` by its old name; a camera's `physics.step` is something else, columns between bands."""
         return self.step_size
 
     @property
@@ -94,7 +98,7 @@ class UnfoldingNetwork(nn.Module):
     def forward(
         self,
         y: Tensor,
-        physics: nn.Module | None = None,
+        physics: Physics | None = None,
         size: tuple[int, int] | None = None,
         stages: int | None = None,
         tile: int | None = None,
@@ -134,7 +138,7 @@ class UnfoldingNetwork(nn.Module):
         if tile is None:
             return denoiser(z, level, *inputs[1:])
         return denoise_in_tiles(
-            lambda z, *more: denoiser(z, level, *more), inputs, tile, overlap, denoiser.downscale
+            lambda z, *more: denoiser(z, level, *more), inputs, tile, overlap, alignment_of(denoiser)
         )
 
     @classmethod
@@ -151,6 +155,21 @@ class UnfoldingNetwork(nn.Module):
         net = cls(source.physics, source.denoiser, source.stages, "lorun", source.algorithm, gamma, form)
         net.raw_step, net.raw_lambda = source.raw_step, source.raw_lambda
         return net
+
+
+def alignment_of(denoiser: nn.Module) -> int:
+    """Tiles start at multiples of this many pixels, so that the denoiser pools them as it would the whole.
+
+    Raises:
+        ValueError: the denoiser does not say.
+    """
+    downscale = getattr(denoiser, "downscale", None)
+    if not isinstance(downscale, int):
+        raise ValueError(
+            "tile: the denoiser does not say how its tiles must be aligned; give it an attribute downscale, 1 "
+            "if it works on every pixel alike"
+        )
+    return downscale
 
 
 def _before_softplus(value: float) -> float:

@@ -57,8 +57,9 @@ def load_model(model: str | Path, task: str | None = None) -> tuple[UnfoldingNet
 
 def model_path(model: str | Path) -> Path:
     """The file of a model: of a shipped one by name, or itself."""
-    is_path = isinstance(model, Path) or Path(model).name != model or Path(model).suffix != ""
-    return Path(model) if is_path else shipped_path(model)
+    if isinstance(model, Path) or Path(model).name != model or Path(model).suffix != "":
+        return Path(model)
+    return shipped_path(model)
 
 
 def shipped_path(name: str) -> Path:
@@ -111,7 +112,7 @@ def load_methods(
         )
     task.check_models(settings)
     physics = task.physics(next(iter(settings.values()), task.network()))
-    untrained = {
+    untrained: dict[str, Method] = {
         name: UntrainedMethod(task.untrained[name], physics) for name in names if name in task.untrained
     }
     methods = networks | untrained

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 try:
     import resource
 except ImportError:  # Windows: no limit, the rest is the same
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 MAX_BYTES = 4 * 2**30
 LENGTH = struct.Struct("<Q")

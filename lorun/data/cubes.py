@@ -123,7 +123,7 @@ def _save_mat(part: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _save_npz(part: Path, arrays: dict[str, np.ndarray]) -> None:
     with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _bands_last(name: str, cubes: np.ndarray) -> np.ndarray:

@@ -135,5 +135,5 @@ def _crop(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
 def _random_crop(image: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
     top = random.integers(image.shape[0] - side + 1)
     left = random.integers(image.shape[1] - side + 1)
-    crop = np.rot90(_crop(image, top, left, side), random.integers(4))
+    crop = np.rot90(_crop(image, top, left, side), int(random.integers(4)))
     return crop[:, ::-1] if random.integers(2) else crop

@@ -1,5 +1,6 @@
 """Training crops of spectral cubes: turned, flipped, relit, joined from tiles, lifted from photographs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,9 @@ class SpectralCrops:
 
     def __init__(
         self,
-        cubes: list[Path],
+        cubes: Sequence[Path],
         wavelengths: tuple[float, ...],
-        synthetic: list[Path] = (),
+        synthetic: Sequence[Path] = (),
         synthetic_share: float = 0.3,
         seed: int = 0,
     ):
@@ -99,17 +100,17 @@ class SpectralCrops:
         scale = 2 if random.random() < 1 / 3 and _fits(source, (2 * height, 2 * width)) else 1
         crop = _random_window(source, scale * height, scale * width, random)
         if photographs:
-            crop = lift_rgb(crop.transpose(1, 2, 0), self.wavelengths)
+            crop = lift_rgb(crop.transpose(1, 2, 0), np.array(self.wavelengths))
         crop = crop.astype(np.float32)
         if scale == 2:
             crop = crop.reshape(len(crop), height, 2, width, 2).mean((2, 4))
-        crop = np.rot90(crop, 1 + 2 * random.integers(2), (1, 2)) if turned else crop
+        crop = np.rot90(crop, 1 + 2 * int(random.integers(2)), (1, 2)) if turned else crop
         for axis in (1, 2):
             crop = np.flip(crop, axis) if random.integers(2) else crop
         return crop
 
 
-def list_cubes(paths: list[Path]) -> list[Path]:
+def list_cubes(paths: Sequence[Path]) -> list[Path]:
     """Cube files, and those directly in folders, sorted by name in each; a folder of PNG is one cube."""
     found = []
     for path in paths:

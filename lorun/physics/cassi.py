@@ -1,6 +1,6 @@
 """Coded-aperture snapshot spectral imaging: a mask codes bands, a prism shifts them, a sensor adds them."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class CASSI(Physics):
         noise: a module that is applied to A(x) by physics(x), such as `GaussianNoise` or `ShotNoise`.
     """
 
+    _mask: Tensor | None
+
     def __init__(
         self,
         mask: Tensor | None = None,
@@ -45,20 +47,16 @@ class CASSI(Physics):
         if mask is not None:
             check_mask(mask, bands)
         self.bands, self.step, self.start_from = bands, step, start
+        self.channels = bands
         # Not persistent: a mask belongs to a camera, not to the weights that restore with it.
         self.register_buffer("_mask", mask, persistent=False)
 
     @classmethod
-    def from_shifted(cls, mask: Tensor, step: int | list[int] = 2, **options) -> "CASSI":
+    def from_shifted(cls, mask: Tensor, step: int | list[int] = 2, **options: Any) -> "CASSI":
         """From a stored shifted mask (C, H, W'), the field's `mask_3d_shift`: a calibration of its own."""
         if mask.dim() != 3:
             raise ValueError(f"mask: expected a shifted mask (C, H, W'), got {tuple(mask.shape)}")
         return cls(lk.unshift(mask, step), mask.shape[0], step, **options)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the image: its bands."""
-        return self.bands
 
     @property
     def size(self) -> tuple[int, int] | None:

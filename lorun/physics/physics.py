@@ -63,7 +63,7 @@ class Physics(nn.Module):
         return self
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters that learn at a rate of their own, by the name of the setting that says which."""
+        """Trained parameters with a learning rate of their own, by the setting of a phase that says which."""
         return {}
 
 

@@ -123,7 +123,7 @@ class Samples(Protocol):
             square: whether no segment sets a width of its own.
         """
 
-    def prepare(self, physics: Physics) -> None:
+    def prepare(self, physics: Any) -> None:
         """Give the physics of an untrained network what it takes from the data."""
 
     def sample(self, index: int, count: int, size: Size, device: torch.device) -> Sample:
@@ -226,14 +226,14 @@ class Task(ABC):
     def pictures(self, out: Path) -> tuple[Path, ...]:
         """Where `draw` writes pictures, beside the restored image `out`."""
 
-    def check_drawable(self, scene: Scene) -> None:  # noqa: B027, optional
+    def check_drawable(self, scene: Any) -> None:  # noqa: B027, optional
         """Raise if the scene lacks what its pictures show: before the work, not after it."""
 
     @abstractmethod
     def draw(
         self,
         out: Path,
-        scene: Scene,
+        scene: Any,
         y: Tensor,
         restored: Mapping[str, np.ndarray],
         start: np.ndarray | None,

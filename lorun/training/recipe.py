@@ -85,7 +85,7 @@ def _table(name: str, value: Any) -> dict[str, Any]:
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
     """A value of a file as its setting's type; raises if it is of another."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _read(kind, _table(name, value))
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]

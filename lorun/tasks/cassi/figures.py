@@ -188,7 +188,7 @@ def _draw_comparison(content: _Content) -> Figure:
     curves_left, curves_top = MARGIN + CURVES_LABELS, top + snapshot_height + 0.3
     for index, region in enumerate(content.regions):
         axis = page.axes_at(curves_left, curves_top, LEFT_WIDTH - CURVES_LABELS, CURVES_HEIGHT + stretch)
-        _draw_curves(axis, content, index, region)
+        _draw_curves(axis, page.height, content, index, region)
         curves_top += region_height + stretch
     corner = (1 - MARGIN / page.width, MARGIN / 2 / page.height)
     page.figure.text(*corner, content.footnote, fontsize=8, ha="right", va="bottom")
@@ -233,7 +233,7 @@ def _mark(axis: Axes, index: int, region: Region, size: tuple[int, int]) -> None
     )
 
 
-def _draw_curves(axis: Axes, content: _Content, index: int, region: Region) -> None:
+def _draw_curves(axis: Axes, page_height: float, content: _Content, index: int, region: Region) -> None:
     marker = "." if len(content.nm) <= 40 else None
     truth_curve = None
     if content.truth is not None:
@@ -252,7 +252,7 @@ def _draw_curves(axis: Axes, content: _Content, index: int, region: Region) -> N
     bottom, top = min(0, axis.get_ylim()[0]), axis.get_ylim()[1]
     axis.set_ylim(bottom, top + 0.05 * (top - bottom))
     axis.grid(alpha=0.3)
-    axis_height = axis.get_position().height * axis.figure.get_figheight()
+    axis_height = axis.get_position().height * page_height
     axis.legend(
         loc="upper center",
         bbox_to_anchor=(0.42, -0.3 / axis_height),
@@ -287,20 +287,29 @@ def _choose_regions(rgb: np.ndarray) -> list[Region]:
     return [(int(row) * step, int(column) * step, side, side) for row, column in chosen]
 
 
-def _checked(snapshot, methods, wavelengths, truth, regions, bands, scores) -> _Content:
+def _checked(
+    snapshot: np.ndarray,
+    methods: dict[str, np.ndarray],
+    wavelengths: np.ndarray,
+    truth: np.ndarray | None,
+    regions: list[Region] | None,
+    bands: list[int] | None,
+    scores: dict[str, str] | None,
+) -> _Content:
     """The arguments of `save_spectral_comparison`, with their defaults."""
     if not 1 <= len(methods) <= MOST_METHODS:
         raise ValueError(f"methods: expected 1 to {MOST_METHODS}, got {len(methods)}; make several pictures")
     truth = None if truth is None else _checked_cube("truth", truth, None)
-    shape, cubes = None if truth is None else truth.shape, {}
+    cubes: dict[str, np.ndarray] = {}
     for name, cube in methods.items():
-        cubes[name] = _checked_cube(f"methods[{name!r}]", cube, shape)
-        shape = cubes[name].shape
+        first = next(iter(cubes.values()), truth)
+        cubes[name] = _checked_cube(f"methods[{name!r}]", cube, None if first is None else first.shape)
+    shape = next(iter(cubes.values())).shape
     snapshot = np.asarray(snapshot)
     if snapshot.ndim != 2 or snapshot.shape[0] != shape[1] or snapshot.size == 0:
         raise ValueError(f"snapshot: expected ({shape[1]}, W'), as high as the cubes, got {snapshot.shape}")
     if not np.isfinite(snapshot).all():
-        raise ValueError("snapshot: holds NaN or Inf; mend those pixels first")
+        raise ValueError("snapshot: holds NaN or Inf; fix those pixels first")
     nm = check_wavelengths(wavelengths, shape[0])
     if regions is None:
         reference = next(iter(cubes.values())) if truth is None else truth
@@ -326,7 +335,7 @@ def _checked_cube(name: str, cube: np.ndarray, shape: tuple[int, ...] | None) ->
     if cube.ndim != 3 or cube.size == 0 or (shape is not None and cube.shape != shape):
         raise ValueError(f"{name}: expected {'(C, H, W)' if shape is None else shape}, got {cube.shape}")
     if not np.isfinite(cube).all():
-        raise ValueError(f"{name}: holds NaN or Inf; mend those pixels first")
+        raise ValueError(f"{name}: holds NaN or Inf; fix those pixels first")
     return cube.astype(np.float32, copy=False)
 
 

@@ -37,7 +37,7 @@ def load_cube(path: Path, files: SpectralFiles, bands: int) -> Cube:
     if ends:
         cube = Cube(cube.values, evenly_spaced(path, files.wavelengths, len(cube.values)))
     if bands == len(CASSI_WAVELENGTHS) and cube.wavelengths is not None:
-        return _onto_the_literatures(path, cube)
+        return _onto_the_literatures(path, cube.values, cube.wavelengths)
     if len(cube.values) != bands:
         raise _other_bands(path, cube, bands)
     return cube
@@ -78,9 +78,9 @@ def evenly_spaced(path: Path, ends: tuple[float, ...], bands: int) -> np.ndarray
     return np.linspace(first, last, bands)
 
 
-def _onto_the_literatures(path: Path, cube: Cube) -> Cube:
+def _onto_the_literatures(path: Path, values: np.ndarray, wavelengths: np.ndarray) -> Cube:
     onto = np.array(CASSI_WAVELENGTHS)
     try:
-        return Cube(interpolate_bands(cube.values, cube.wavelengths, onto), onto)
+        return Cube(interpolate_bands(values, wavelengths, onto), onto)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -81,10 +81,13 @@ class SnapshotSpectralImaging(Task):
     def open(self, source: Path | None, options: "CASSIRestore", physics: CASSI) -> "SpectralScene":
         from lorun.tasks.cassi.scenes import open_scene
 
-        return open_scene(source, options, physics.bands, physics.step)
+        return open_scene(source, options, physics.bands, uniform_step(physics))
 
     def measurement(self, scene: Scene, physics: CASSI) -> Tensor:
-        return snapshot_tensor(measure_by(physics, scene.truth) if scene.y is None else scene.y, physics)
+        if scene.y is not None:
+            return snapshot_tensor(scene.y, physics)
+        assert scene.truth is not None
+        return snapshot_tensor(measure_by(physics, scene.truth), physics)
 
     def save(self, out: Path, image: np.ndarray, scene: Scene, y: Tensor, options: "CASSIRestore") -> None:
         save_cube(out, image, scene.truth)
@@ -110,6 +113,7 @@ class SnapshotSpectralImaging(Task):
     ) -> None:
         from lorun.tasks.cassi.figures import save_band_montage, save_spectral_comparison
 
+        assert scene.wavelengths is not None  # check_drawable() has asked for them
         comparison, montage = self.pictures(out)
         save_spectral_comparison(comparison, y[0].numpy(), dict(restored), scene.wavelengths, scene.truth)
         save_band_montage(montage, next(iter(restored.values())), scene.wavelengths)
@@ -127,7 +131,7 @@ class SnapshotSpectralImaging(Task):
     def scenes(self, source: Path, options: "CASSIEval", physics: CASSI) -> list[Scene]:
         from lorun.tasks.cassi.scenes import table_scenes
 
-        return table_scenes(source, options, physics.bands, physics.step)
+        return table_scenes(source, options, physics.bands, uniform_step(physics))
 
     def quality(self, image: np.ndarray, truth: np.ndarray, protocol: str) -> Quality:
         psnr, ssim = (measure(image, truth, protocol) for measure in (metrics.psnr, metrics.ssim))
@@ -137,7 +141,11 @@ class SnapshotSpectralImaging(Task):
         self, images: Sequence[np.ndarray], scenes: Sequence[Scene], options: "CASSIEval"
     ) -> None:
         if options.result is not None:
-            save_cube(options.result, np.stack(images), np.stack([scene.truth for scene in scenes]))
+            save_cube(
+                options.result,
+                np.stack(images),
+                np.stack([scene.truth for scene in scenes if scene.truth is not None]),
+            )
 
     def training_settings(self) -> CASSITraining:
         return CASSITraining()
@@ -148,6 +156,12 @@ class SnapshotSpectralImaging(Task):
         from lorun.tasks.cassi.samples import SpectralSamples
 
         return SpectralSamples(network, data, settings, seed)
+
+
+def uniform_step(camera: CASSI) -> int:
+    """The columns between neighbouring bands; the settings of networks know no other dispersion."""
+    assert isinstance(camera.step, int)
+    return camera.step
 
 
 def mean_angle(cube: np.ndarray, truth: np.ndarray) -> float | None:
