@@ -20,7 +20,7 @@ import lorun_kernels as lk
 from benchmarks.lora_layers import Layer, layer_table
 from benchmarks.lora_passes import bare
 from benchmarks.lora_results import BACKENDS
-from lorun.denoisers.conv import ConvAct
+from lorun_kernels import ConvAct
 from lorun_kernels.reference import activate
 
 BATCHES = (8, 1)
@@ -180,7 +180,13 @@ class Block(nn.Module):
     def __init__(self, layers: list[Layer]) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            ConvAct(layer.in_channels, layer.out_channels, layer.kernel[0], layer.activation)
+            ConvAct(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel[0],
+                padding=layer.kernel[0] // 2,
+                activation=layer.activation,
+            )
             for layer in layers
         )
 

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from typing import Literal
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lorun.adapters import adapted_view
 from lorun.physics.physics import Physics, crop_to
 from lorun.tiling import OVERLAP, denoise_in_tiles
+from lorun_kernels import StageWeights
 
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
@@ -75,6 +77,8 @@ class UnfoldingNetwork(nn.Module):
         if variant == "lorun":
             denoiser.requires_grad_(False)
             self.denoisers = nn.ModuleList(adapted_view(denoiser, gamma, form) for _ in range(stages))
+        self._stage_weights: StageWeights | None = None
+        self._stage_weights_dtype: torch.dtype | None = None
 
     def stage_denoiser(self, stage: int) -> nn.Module:
         """The denoiser of one stage, counted from 0."""
@@ -121,13 +125,29 @@ class UnfoldingNetwork(nn.Module):
             raise ValueError(f"stages: expected 1 to {self.stages}, got {count}")
         x = physics.start(y)
         step, lam = self.step_size, self.lam
+        weights = self._merged_stages()
         for k in range(count):
             if self.algorithm == "pgd":
                 z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
             else:
                 z, noise_level = physics.hqs_step(x, y, step[k]), (lam[k] / step[k]).sqrt()
-            x = self._denoise(k, x, z, noise_level, tile, overlap)
+            with nullcontext() if weights is None else weights.stage(k):
+                x = self._denoise(k, x, z, noise_level, tile, overlap)
         return x if size is None else crop_to(x, size)
+
+    def _merged_stages(self) -> StageWeights | None:
+        """What merges the adapters of a stage at once, if that pays here; else every layer merges its own."""
+        if self.variant != "lorun" or not StageWeights.pays(self.denoisers):
+            return None
+        device = self.raw_step.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if self._stage_weights is None or self._stage_weights_dtype != dtype:
+            self._stage_weights, self._stage_weights_dtype = StageWeights(self.denoisers, dtype), dtype
+        return self._stage_weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy stacks adapters of its own.
+        return self.__dict__ | {"_stage_weights": None}
 
     def _denoise(
         self, stage: int, x: Tensor, z: Tensor, level: Tensor, tile: int | None, overlap: int
@@ -166,8 +186,8 @@ def alignment_of(denoiser: nn.Module) -> int:
     downscale = getattr(denoiser, "downscale", None)
     if not isinstance(downscale, int):
         raise ValueError(
-            "tile: the denoiser does not say how its tiles must be aligned; give it an attribute downscale, 1 "
-            "if it works on every pixel alike"
+            "tile: the denoiser does not say how its tiles must be aligned; give it an attribute downscale, "
+            "1 if it works on every pixel alike"
         )
     return downscale
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -93,7 +95,7 @@ def _step_inplace(info, in_dims, x, y, mask, scale, *options):
 
 
 def register_vmap_rules() -> None:
-    rules = {
+    rules: dict[str, Callable] = {
         "cassi_forward": _forward,
         "cassi_adjoint": _adjoint,
         "cassi_mask_grad": loop_rule(_ops.cassi_mask_grad.default),

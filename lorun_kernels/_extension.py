@@ -28,7 +28,7 @@ def _read_record(path: Path) -> dict:
 
 def _cuda_fault(version: str, library: Path) -> str | None:
     """Loads _C_cuda, built with this version of CUDA; returns what is wrong with it, if anything is."""
-    if version.partition(".")[0] != torch.version.cuda.partition(".")[0]:
+    if version.partition(".")[0] != str(torch.version.cuda).partition(".")[0]:
         return (
             f"lorun_kernels._C_cuda was built with CUDA {version}, but torch {torch.__version__} uses CUDA "
             f"{torch.version.cuda}: {REBUILD}"
@@ -57,7 +57,7 @@ def _load_cuda(record: dict, library: Path) -> str | None:
 _RECORD = _read_record(FOLDER / "_build.json")
 
 try:
-    from lorun_kernels import _C
+    from lorun_kernels import _C  # type: ignore[attr-defined]  # compiled
 except ImportError as error:
     raise ImportError(f"lorun_kernels._C cannot be loaded ({error}): {REBUILD}") from error
 

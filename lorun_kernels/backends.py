@@ -172,7 +172,7 @@ def _usable(device: str) -> list[tuple[str, float]]:
 
 
 # torch.compiler.assume_constant_result, which would import the whole compiler to set this.
-_usable._dynamo_marked_constant = True
+_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 if _forced is not None:
     _check_name("LORUN_BACKEND", _forced)

@@ -23,8 +23,8 @@ _aten_convolution_backward = torch.ops.aten.convolution_backward.default
 ACTIVATIONS = (None, "relu", "gelu", "leaky_relu")
 
 
-def _batched(image: Tensor | None) -> Tensor | None:
-    return image.unsqueeze(0) if image is not None and image.dim() == 3 else image
+def _batched(image: Tensor) -> Tensor:
+    return image.unsqueeze(0) if image.dim() == 3 else image
 
 
 @torch.library.register_fake("lorun::lora_conv2d")
@@ -79,8 +79,8 @@ def _lora_conv2d_backward_fake(
     backend="aten",
 ):
     need_input, need_weight, need_up, need_down, need_bias, need_input2 = output_mask
-    batch, batch2 = _batched(input), _batched(input2)
-    both = batch if input2 is None else torch.cat([batch, batch2], 1)
+    batch = _batched(input)
+    both = batch if input2 is None else torch.cat([batch, _batched(input2)], 1)
     grad_both, _, grad_bias = _aten_convolution_backward(
         _batched(grad),
         both,

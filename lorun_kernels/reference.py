@@ -7,6 +7,7 @@ autograd differentiates these as often as it likes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +46,12 @@ def activate(z: Tensor, activation: str | None, negative_slope: float = 0.01) ->
         return z
     if activation == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
-    return {"relu": F.relu, "gelu": F.gelu}[activation](z)
+    return F.gelu(z) if activation == "gelu" else F.relu(z)
 
 
 def lora_conv2d_act(
     input: Tensor,
-    *args,
+    *args: Any,
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorun_kernels.backends import StageOps, stage_ops
+from lorun_kernels.lora_conv_layer import FusedLoRAConv2d
 from lorun_kernels.lora_merge import merge_lora
-from lorun_kernels.modules import FusedLoRAConv2d
 
 
 def _adapted_layers(stage: nn.Module) -> list[FusedLoRAConv2d]:
@@ -31,7 +33,7 @@ def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
             )
         for index, (layer, first) in enumerate(zip(layers, stages[0], strict=True)):
             same = layer.weight is first.weight and layer.scaling == first.scaling
-            if not same or layer.lora_up.shape != first.lora_up.shape or layer.form != first.form:
+            if not same or _parts(layer)[1].shape != _parts(first)[1].shape or layer.form != first.form:
                 raise ValueError(
                     f"StageWeights: layer {index} of stage {number} must share its weight with stage 0 and "
                     "have the same rank, form and scaling; make the stages with FusedLoRAConv2d.from_conv"
@@ -46,7 +48,7 @@ def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
 
 def _parts(layer: FusedLoRAConv2d) -> tuple[Tensor, Tensor, Tensor]:
     """Base, up and down, without nn.Module's slow attributes: every merge looks at all of them."""
-    parameters = layer._parameters
+    parameters: dict[str, Any] = layer._parameters
     return parameters["weight"], parameters["lora_up"], parameters["lora_down"]
 
 
@@ -55,7 +57,7 @@ class _StageMerge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, weights: StageWeights, stage: int, ops: StageOps, *factors: Tensor
+        ctx: Any, weights: StageWeights, stage: int, ops: StageOps, *factors: Tensor
     ) -> tuple[Tensor, ...]:
         weights._fill(stage, ops)
         ctx.set_materialize_grads(False)
@@ -72,7 +74,7 @@ class _StageMerge(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         some = next((grad for grad in grads if grad is not None), None)
         if some is None:
             # Layers on another backend have summed their own.
@@ -136,11 +138,25 @@ class StageWeights:
         ValueError: stages that do not share their layers, or share an adapter.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
+    def __init__(self, stages: Sequence[nn.Module] | nn.ModuleList, dtype: torch.dtype | None = None) -> None:
         self._stages = [_adapted_layers(stage) for stage in stages]
         self._dtype = dtype
         self._active: int | None = None
+        self._owner: int | None = None
+        self._lock = threading.Lock()
+        self._stream: torch.cuda.Stream | None = None
         self._stack()
+
+    @staticmethod
+    def pays(stages: Sequence[nn.Module] | nn.ModuleList) -> bool:
+        """Whether merging a stage at once is faster than layer by layer: if one launch does it, on a GPU.
+
+        Never under torch.compile and torch.export, which see no contexts that change layers.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        layers = _adapted_layers(stages[0])
+        return bool(layers) and stage_ops(layers[0].weight) is not None
 
     @torch.inference_mode(False)
     def _stack(self) -> None:
@@ -156,7 +172,7 @@ class StageWeights:
             for part, layer in zip(self.scratch.split(sizes), first, strict=True)
         ]
         self._most_elements = max(sizes)
-        matrices = [(layer.lora_up.shape[0], layer.lora_down.shape[1]) for layer in first]
+        matrices = [(up.shape[0], down.shape[1]) for _, up, down in map(_parts, first)]
         self._most_rows_and_columns = tuple(max(lengths) for lengths in zip(*matrices, strict=True))
         self._table = self._make_table()
         self._stacked_as = [self._identity_of(layers) for layers in self._stages]
@@ -194,7 +210,7 @@ class StageWeights:
         return [(layer.scaling, *(tensor.data_ptr() for tensor in _parts(layer))) for layer in layers]
 
     def _prepare(self, stage: int) -> None:
-        """Refuse a stage that there is not, and follow parameters that have moved."""
+        """Refuse a stage that does not exist, and follow parameters that have moved."""
         if not 0 <= stage < len(self._stages):
             raise IndexError(f"StageWeights: expected a stage from 0 to {len(self._stages) - 1}, got {stage}")
         if self._identity_of(self._stages[stage]) != self._stacked_as[stage]:
@@ -238,18 +254,42 @@ class StageWeights:
 
     @contextmanager
     def stage(self, stage: int) -> Iterator[None]:
-        """Merge `stage` and let its layers read the scratch until the context ends."""
-        if self._active is not None:
+        """Merge `stage` and let its layers read the scratch, in this thread, until the context ends.
+
+        While another thread runs a stage, the layers merge W for themselves, as they do without a context.
+
+        Raises:
+            IndexError: no such stage.
+            RuntimeError: within the context of another stage.
+            ValueError: the stages no longer share their layers.
+        """
+        owner = threading.get_ident()
+        if self._owner == owner:
             raise RuntimeError(f"StageWeights: stage {self._active} runs already; leave its context first")
-        self._prepare(stage)
-        merged = self._merged(stage)
-        layers = self._stages[stage]
-        self._active = stage
-        for layer, weight in zip(layers, merged, strict=True):
-            layer.__dict__["stage_weight"] = weight
+        if not self._lock.acquire(blocking=False):
+            yield
+            return
+        layers: list[FusedLoRAConv2d] = []
         try:
+            self._owner = owner
+            self._prepare(stage)
+            self._follow_stream()
+            merged = self._merged(stage)
+            layers, self._active = self._stages[stage], stage
+            for layer, weight in zip(layers, merged, strict=True):
+                layer.__dict__["_stage_weight"] = (owner, weight)
             yield
         finally:
-            self._active = None
             for layer in layers:
-                layer.__dict__.pop("stage_weight", None)
+                layer.__dict__.pop("_stage_weight", None)
+            self._active = self._owner = None
+            self._lock.release()
+
+    def _follow_stream(self) -> None:
+        """Merge only after what other streams still read from the scratch."""
+        if not self.scratch.is_cuda or torch.cuda.is_current_stream_capturing():
+            return
+        stream = torch.cuda.current_stream(self.scratch.device)
+        if self._stream not in (None, stream):
+            stream.wait_stream(self._stream)
+        self._stream = stream

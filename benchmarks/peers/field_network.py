@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from benchmarks.peers.cassi_rolls import STEP, RollStep, pad
 from lorun.denoisers import UNet
-from lorun.denoisers.conv import ConvAct
 from lorun.networks import NetworkConfig, build_network
 from lorun.physics import CASSI, BlockCS
 from lorun.unfolding import UnfoldingNetwork
-from lorun_kernels import FusedLoRAConv2d
+from lorun_kernels import ConvAct, FusedLoRAConv2d
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """step(x, scale): a data step."""

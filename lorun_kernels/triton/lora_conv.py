@@ -99,7 +99,7 @@ def _merged_taps(
             weight, up, down, scaling, source, result, tap // KERNEL[1], tap % KERNEL[1],
             OUT, IN, KERNEL, COLUMNS, INNER, SOURCES, RESULTS, WEIGHT_STRIDES, TRANSPOSED,
         )  # fmt: skip
-        taps = taps + (merged.to(DTYPE),)
+        taps = taps + (merged.to(DTYPE),)  # type: ignore[assignment]
     return taps
 
 
@@ -214,7 +214,7 @@ def _launch(
     pixels = len(output) * math.prod(output.shape[2:])
     processors = images.processors(data.device)
     tile = stays or _streams(dtype, tf32, max(counts[:2]), sum(counts[2:]), pixels, processors)
-    tile_h, tile_w = images.tile_shape(*output.shape[2:], tile.pop("pixels"))
+    tile_h, tile_w = images.tile_shape(output.shape[2], output.shape[3], tile.pop("pixels"))
     tiles_h, tiles_w = triton.cdiv(output.shape[2], tile_h), triton.cdiv(output.shape[3], tile_w)
     tiles, blocks = len(output) * tiles_h * tiles_w, triton.cdiv(sum(counts[2:]), tile["BLOCK_R"])
     align, out_align = images.alignment(list(sources)), images.alignment([*results, residual, preactivation])

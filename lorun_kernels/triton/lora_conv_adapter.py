@@ -31,7 +31,7 @@ def _sum_weight_grads(
     TAPS: tl.constexpr = KERNEL[1]
     totals = ()
     for _ in tl.static_range(TAPS):
-        totals = totals + (tl.zeros([channel.shape[0], out.shape[0]], tl.float32),)
+        totals = totals + (tl.zeros([channel.shape[0], out.shape[0]], tl.float32),)  # type: ignore[assignment]
     for tile in range(split, tiles, splits):
         sample, y, x = pixel_tile(tile, tiles_h, tiles_w, TILE_H, TILE_W)
         real = (y < out_height) & (x < out_width)
@@ -44,7 +44,8 @@ def _sum_weight_grads(
             )  # fmt: skip
             at = pixels_at(data, strides, sample, at_y, at_x, channel, ALIGN, INDEX)
             value = tl.load(at, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
-            sums = sums + (tl.dot(tl.trans(value), slope, totals[kx], input_precision=PRECISION),)
+            product = tl.dot(tl.trans(value), slope, totals[kx], input_precision=PRECISION)
+            sums = sums + (product,)  # type: ignore[assignment]
         totals = sums
     return totals
 
@@ -130,7 +131,7 @@ def _sum_parts_kernel(parts, out, count, elements, BLOCK_P: tl.constexpr, BLOCK_
 
 
 def _sum_parts(parts: Tensor | None, out: Tensor | None) -> None:
-    if out is not None:
+    if out is not None and parts is not None:
         grid = (triton.cdiv(out.numel(), 32),)
         _sum_parts_kernel[grid](parts, out, len(parts), out.numel(), BLOCK_P=32, BLOCK_E=32, num_warps=4)
 

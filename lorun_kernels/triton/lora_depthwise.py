@@ -45,7 +45,7 @@ def _merged_taps(
                 right = tl.load(down + (j * COLUMNS)[None, :] + column[:, None], mask=inside, other=0.0)
                 delta += tl.sum(left.to(tl.float32) * right.to(tl.float32), 1)
             merged += scaling * delta
-        taps = taps + (merged.to(DTYPE).to(tl.float32),)
+        taps = taps + (merged.to(DTYPE).to(tl.float32),)  # type: ignore[assignment]
     return taps
 
 
@@ -168,7 +168,7 @@ def conv(
 ) -> None:
     """The convolution of `data`; `transposed`: the gradient of its input, where `data` is the output's."""
     channels = data.shape[1]
-    tile, tiles_h, tiles_w = _tile(*output.shape[2:], channels)
+    tile, tiles_h, tiles_w = _tile(output.shape[2], output.shape[3], channels)
     tiles = len(output) * tiles_h * tiles_w
     stored = [residual, preactivation, output]
     align, out_align = images.alignment([data]), images.alignment(stored)
@@ -217,7 +217,7 @@ def grad_adapter(
 ) -> None:
     """Adds to the adapter's gradients, in the same order in every run."""
     channels, taps = data.shape[1], math.prod(geometry["KERNEL"])
-    tile, tiles_h, tiles_w = _tile(*grad.shape[2:], channels)
+    tile, tiles_h, tiles_w = _tile(grad.shape[2], grad.shape[3], channels)
     tiles, blocks = len(grad) * tiles_h * tiles_w, triton.cdiv(channels, tile["BLOCK_C"])
     splits = min(tiles, max(1, 4 * images.processors(data.device) // (taps * blocks)))
     sums = torch.empty((splits, taps, channels), dtype=torch.float32, device=data.device)

@@ -67,7 +67,8 @@ def alignment(images: list[Tensor | None]) -> int:
 
 def _strides(image: Tensor) -> tuple[int, int, int]:
     """Of sample, row and column; a dimension of one element is never walked."""
-    return tuple(image.stride(dim) if image.shape[dim] > 1 else 0 for dim in (0, 2, 3))
+    sample, row, column = (image.stride(dim) if image.shape[dim] > 1 else 0 for dim in (0, 2, 3))
+    return sample, row, column
 
 
 def view(image: Tensor | None, align: int) -> tuple:

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from lorun.adapters import adapted_view
-from lorun.denoisers.conv import ConvAct
-from lorun_kernels import FusedLoRAConv2d, FusedLoRALinear
+from lorun_kernels import ConvAct, FusedLoRAConv2d, FusedLoRALinear
 
 
 def mixed() -> nn.Sequential:
@@ -13,7 +12,7 @@ def mixed() -> nn.Sequential:
         nn.Conv2d(12, 12, 3, padding=1, groups=12),
         nn.Conv2d(12, 24, 3, padding=1, groups=12),
         nn.Conv2d(24, 12, 3, padding=1, groups=2),
-        ConvAct(12, 6, 1, "gelu"),
+        ConvAct(12, 6, 1, activation="gelu"),
         nn.Flatten(),
         nn.Linear(6 * 4 * 4, 5),
         nn.PReLU(),
