@@ -17,7 +17,7 @@ from lorun_kernels import StageWeights
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
 
-# Where rho, lambda and mu start.
+# The start of rho, lambda and mu.
 START = 0.5
 
 
@@ -31,7 +31,7 @@ class UnfoldingNetwork(nn.Module):
 
     Args:
         physics: the measurement model; its parameters, such as a learned Phi, train with the network.
-        denoiser: called as denoiser(x, noise_level), or, where its attribute `takes_correction` is true, as
+        denoiser: called as denoiser(x, noise_level), or, if its attribute `takes_correction` is true, as
             denoiser(x, noise_level, correction). It becomes the network's own.
         stages: K, at least 1.
         variant: "shared", one denoiser for all stages; "block", K independent copies of it; "lorun", one
@@ -167,7 +167,7 @@ class UnfoldingNetwork(nn.Module):
     ) -> "UnfoldingNetwork":
         """Phase 2 of Algorithm 1: freeze a trained Shared-K network's denoiser and add adapters.
 
-        The new network owns copies, so `shared` stays as it is; until trained, both restore alike.
+        The new network owns copies, so `shared` stays as it is; until it is trained, both restore alike.
         """
         if shared.variant != "shared":
             raise ValueError(f'shared: expected a network of variant "shared", got {shared.variant!r}')

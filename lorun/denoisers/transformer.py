@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from lorun.denoisers.layers import conv, double, zero, zero_bias
 
-# Cosines lie in [-1, 1]: at a temperature of 1 the softmax over bands would start, and long stay, an average.
+# Cosines lie in [-1, 1]: at a temperature of 1 the softmax over bands would start as an average, and stay one
+# for long.
 FIRST_TEMPERATURE = 4.0
 
 # The last layer starts at zero, and an optimizer moves it in steps of one size: the larger the image is in
-# the features it sees, the sooner it takes away noise. 200 steps on 28 bands went from 16.4 to 28.3 dB with a
-# gain of 10, to 21.9 with 3, and to 17.4 with random features alone.
+# the features that it sees, the sooner it removes noise. 200 steps on 28 bands went from 16.4 to 28.3 dB with
+# a gain of 10, to 21.9 with 3, and to 17.4 with random features alone.
 IMAGE_GAIN = 10.0
 
 
@@ -86,8 +87,8 @@ class SpectralTransformer(nn.Module):
     arXiv 2111.07910), attention between the pixels of a window, and a feed-forward layer, each added to its
     input. With the defaults it has 596,148 parameters, so that nine of them are the Block-9 of Table III of
     arXiv 2602.18697. It computes in channels_last, starts as the identity, and pads any H, W inside to a
-    multiple of `downscale`; the attention between channels sees the padding, so a part of an image is not
-    restored quite as in the whole.
+    multiple of `downscale`; the attention between channels sees the padding, so part of an image is not
+    restored exactly as it is within the whole.
 
     Args:
         channels: C of the image, its bands.

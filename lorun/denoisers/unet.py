@@ -10,7 +10,7 @@ from lorun.denoisers.layers import conv, double, zero, zero_bias
 
 # About 1 / sqrt(E[gelu(x)^2]) for a normal x.
 GELU_GAIN = 1.5
-# A correction is that much smaller than an image.
+# A correction is about this much smaller than an image.
 CORRECTION_GAIN = 4.0
 
 
@@ -39,7 +39,7 @@ class UNet(nn.Module):
     Args:
         channels: C of the image.
         width: channels of the first level; each further level doubles them.
-        takes_correction: whether forward also takes what the data step before it changed, which says where
+        takes_correction: whether forward also takes what the data step before it changed, which shows where
             the image disagreed with its measurement. 28 bands then make 559,328 parameters: Block-9 4.80 Mi,
             as in Table IV.
     """
@@ -66,7 +66,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, noise_level: Tensor | float, correction: Tensor | None = None) -> Tensor:
         """`noise_level`: standard deviation on the scale of x, one number or one per sample.
 
-        `correction`: like x, if the denoiser takes one: the data step's result x less what it came from.
+        `correction`: like x, if the denoiser takes one: the data step's result x minus what it started from.
         """
         if (correction is not None) != self.takes_correction:
             raise ValueError(

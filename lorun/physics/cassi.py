@@ -23,7 +23,7 @@ class CASSI(Physics):
             and not all 0. None leaves it to a `physics` that is given at each call of a network.
         bands: C.
         step: columns between neighbouring bands, or one offset >= 0 for each band.
-        start: what a network starts from. "smooth": the most probable cube where neighbouring pixels have
+        start: what a network starts from. "smooth": the most probable cube if neighbouring pixels have
             similar spectra (`smooth_start`), which is better than GAP-TV; "average": y over the measurement
             of a cube of ones, shifted back, in every band the mean of what meets in a pixel; "shift_back":
             y * 2 / C shifted back, the field's; "adjoint": Phi^T y.

@@ -166,7 +166,7 @@ def test_masks_are_windows_of_the_mask(data):
             {"task_settings": CASSITraining(SpectralData(mask="mask.mat", synthetic=("none",)))},
             "LORUN_DATA .*, or change the setting spectral.synthetic",
         ),
-        ({"data": ("low.npz",)}, "data: no cube keeps 16x24 pixels from training"),
+        ({"data": ("low.npz",)}, "data: no cube holds out 16x24 pixels from training"),
         ({"data": ("none",)}, "LORUN_DATA .*, or change the setting data"),
         ({"data": ("lego.npz",)}, "lego.npz: states no wavelengths and has 24 bands, not 28"),
         ({"data": ()}, "data: name at least one folder"),
