@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_build import ROOT, import_extension
+from tests.test_build import ROOT, import_extension
 
 from lorun_kernels import _extension
 

@@ -1,6 +1,5 @@
 """The regression check: a planted slowdown is flagged, a re-run is not."""
 
-import json
 import subprocess
 import sys
 
@@ -10,7 +9,8 @@ import pytest
 from benchmarks.compare import compare, gone
 from benchmarks.harness.case import OURS, REFERENCE
 from benchmarks.harness.ratios import speed_up
-from benchmarks.results import Run, load, shorten, write_short
+from benchmarks.report.run import Run
+from benchmarks.results import write_short
 
 FACTORED, BLOCK = "LoRun, factored", "Block-9"
 TRUTH = {OURS: 1.0, FACTORED: 1.1, REFERENCE: 3.0, BLOCK: 1.0, "peer": 2.0, "other": 1.2, "floor": 0.4}
@@ -121,7 +121,6 @@ def written(run: Run, path):
         "benchmarks": [{"extra_info": record, "stats": {}} for record in run.records],
     }
     write_short(content, path)
-    assert json.loads(path.read_text()) == shorten(content)
     return path
 
 
@@ -140,8 +139,6 @@ def test_the_command_says_what_got_slower_and_fails(tmp_path):
 
 def test_a_file_that_is_no_results_file_is_named(tmp_path):
     (tmp_path / "other.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match=r"other\.json: expected a results file"):
-        load(tmp_path / "other.json")
     command = [sys.executable, "-m", "benchmarks.compare", tmp_path / "other.json", tmp_path / "none.json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "other.json: expected a results file" in done.stderr

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.harness.measure import measure
 from benchmarks.harness.timing import Mode
-from benchmarks.report import page
-from benchmarks.results import Run
+from benchmarks.report.page import page
+from benchmarks.report.run import Run
 from benchmarks.table import TABLE, entry
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def test_a_tiny_case_of_every_entry(one):
     assert len(record["candidates"]) + len(record["missing"]) > 1
     assert next(iter(record["candidates"].values()))["ours"]
     assert record["ratios"]
-    record = json.loads(json.dumps({"kind": "case", "group": one.group, **record}))
+    record = json.loads(json.dumps({"kind": "case", "group": one.group, "arguments": one.tiny, **record}))
     lines = page(
         {"run": Run(MACHINE, "abc1234", "2026-11-28", [record])}, {"run": ()}, "a command"
     ).splitlines()
@@ -38,13 +38,15 @@ def test_groups_and_cases_are_unique():
     assert len(set(groups)) == len(groups)
     assert all(entry(group).group == group for group in groups)
     for one in TABLE:
-        arguments = [json.dumps(each, sort_keys=True) for each in (*one.quick, *one.full)]
-        assert len(set(arguments)) == len(arguments), one.group
+        for cases in ((*one.quick, *one.full), one.cuda):
+            arguments = [json.dumps(each, sort_keys=True) for each in cases]
+            assert len(set(arguments)) == len(arguments), one.group
 
 
 def test_the_full_mode_has_all_of_the_quick_mode():
     for one in TABLE:
-        assert one.quick, one.group
+        assert one.quick or one.cuda, one.group
+        assert one.quick or not one.full, one.group
         assert one.arguments("cpu", full=True)[: len(one.quick)] == one.arguments("cpu", full=False)
 
 

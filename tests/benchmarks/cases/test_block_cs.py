@@ -7,13 +7,10 @@ import torch
 
 from benchmarks.cases import block_cs
 from benchmarks.harness.case import OURS, Work
-from benchmarks.harness.measure import measure
-from benchmarks.harness.timing import Mode
 from benchmarks.peers import block_cs as peers
 from benchmarks.peers.packages import package
 from lorun.physics import BlockCS
 
-ONCE = Mode("once", seconds=0.0, least=1, most=1)
 # 2 images of 2 x 2 blocks of 9 pixels, 3 measurements each.
 SMALL = {"size": 6, "batch": 2, "ratio": 0.3, "block": 3}
 
@@ -27,10 +24,10 @@ def test_work_by_hand(algorithm):
 
 @pytest.mark.parametrize("orthonormal", [True, False])
 @pytest.mark.parametrize("algorithm", block_cs.PEERS)
-def test_every_peer_computes_the_step(monkeypatch, algorithm, orthonormal):
+def test_every_peer_computes_the_step(monkeypatch, algorithm, orthonormal, measured):
     phi = None if orthonormal else torch.randn(4, 9)
     monkeypatch.setattr(block_cs, "BlockCS", lambda *args, **options: BlockCS(*args, phi, **options))
-    record = measure(block_cs.data_step(algorithm, "cpu", **SMALL | {"ratio": 4 / 9}), ONCE)
+    record = measured(block_cs.data_step(algorithm, "cpu", **SMALL | {"ratio": 4 / 9}))
     assert {*record["candidates"], *record["missing"]} == {OURS, *block_cs.PEERS[algorithm]}
     assert {*record["missing"]} == _not_installed("deepinv")
     assert all(one["unlike"] is None for one in record["candidates"].values())
@@ -44,17 +41,11 @@ def _not_installed(name: str) -> set[str]:
     return set()
 
 
-def test_rows_of_an_image_that_is_not_square():
-    physics = BlockCS(0.3, 3, learned=False)
-    x, y, rho = torch.rand(2, 1, 6, 9), torch.rand(2, 3, 2, 3), torch.tensor(0.5)
-    torch.testing.assert_close(peers.Rows(physics, y, rho).pgd_step(x), physics.pgd_step(x, y, rho))
-
-
-def test_a_wrong_peer_is_caught(monkeypatch):
+def test_a_wrong_peer_is_caught(monkeypatch, measured):
     right = peers.Rows._image
     monkeypatch.setattr(peers.Rows, "_image", lambda self, rows, like: right(self, rows, like).mT)
     with pytest.raises(AssertionError, match="dense matrix, result 0"):
-        measure(block_cs.data_step("pgd", "cpu", **SMALL), ONCE)
+        measured(block_cs.data_step("pgd", "cpu", **SMALL))
 
 
 def test_without_deepinv_it_is_missing(monkeypatch):

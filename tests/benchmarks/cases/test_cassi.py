@@ -8,19 +8,14 @@ import pytest
 import torch
 
 import lorun_kernels as lk
-from benchmarks.cases import cassi, cassi_deepinv
+from benchmarks.cases import cassi
 from benchmarks.cases.backends import on_backend
-from benchmarks.cases.inputs import MOST, input_sets
 from benchmarks.harness.case import OURS, REFERENCE, Work
-from benchmarks.harness.measure import measure
 from benchmarks.harness.memory import kept_bytes
-from benchmarks.harness.timing import Mode
-from benchmarks.peers import cassi_rolls, deepinv_cassi
-from benchmarks.peers.packages import package
+from benchmarks.peers import cassi_rolls
 from benchmarks.table import entry
 from lorun_kernels.backends import cassi_backend
 
-ONCE = Mode("once", seconds=0.0, least=1, most=1)
 SMALL = {"size": 6, "width": 7, "batch": 2, "bands": 3, "compiled": False}
 STEPS = ["CASSI PGD step", "CASSI HQS step"]
 TRAINING = [f"{step}, forward + backward" for step in STEPS]
@@ -85,17 +80,6 @@ def test_steps_that_change_their_input_stay_what_they_are(group):
         assert not ((last.abs() < 1e-30) & (last != 0)).any()
 
 
-@torch.no_grad()
-def test_rolls_lose_no_value_of_their_input():
-    x, y, mask = torch.rand(1, 3, 4, 5), torch.rand(1, 4, 9), torch.rand(4, 5)
-    step, padded = cassi_rolls.RollStep(mask, 3, hqs=True), cassi_rolls.pad(x)
-    values = padded.flatten(2).sort().values
-    for _ in range(5):
-        step(padded, y, torch.tensor(0.5))
-    assert torch.equal(padded.flatten(2).sort().values, values)
-    assert not torch.equal(padded, cassi_rolls.pad(x))
-
-
 @pytest.mark.parametrize("group", TRAINING)
 def test_ours_keeps_a_snapshot_and_a_mask_for_backward(group):
     case = small(group)
@@ -108,25 +92,18 @@ def test_ours_keeps_a_snapshot_and_a_mask_for_backward(group):
     assert kept["rolls"] > BYTES * VOXELS
 
 
-def test_a_wrong_peer_is_caught(monkeypatch):
+def test_a_wrong_peer_is_caught(monkeypatch, measured):
     monkeypatch.setattr(cassi_rolls, "STEP", 1)
     padded = {"batch": 1, "size": 3, "bands": 3, "compiled": False}
     with pytest.raises(AssertionError, match="loop of slices has shape"):
-        measure(cassi.forward("cpu", **padded), ONCE)
+        measured(cassi.forward("cpu", **padded))
 
 
 @pytest.mark.parametrize("group", TRAINING)
-def test_a_wrong_gradient_is_caught(monkeypatch, group):
+def test_a_wrong_gradient_is_caught(monkeypatch, group, measured):
     monkeypatch.setattr(cassi_rolls, "_weighted", lambda residual, scale, gram: 0.9 * scale * residual)
     with pytest.raises(AssertionError, match="1x2x3x5: (loop of slices|rolls), result 0"):
-        measure(small(group, batch=1, bands=2, size=3, width=5), ONCE)
-
-
-def test_sets_of_inputs_leave_a_cache_but_do_not_fill_a_machine():
-    cube = 4 * 8 * 28 * 256 * 256
-    assert input_sets("cpu", cube) == 1
-    assert input_sets("cuda", cube) == 9
-    assert input_sets("cuda", 4 * 28 * 8 * 8) == MOST
+        measured(small(group, batch=1, bands=2, size=3, width=5))
 
 
 def test_a_backend_is_chosen_for_a_call_or_missing_with_the_reason(monkeypatch):
@@ -169,50 +146,3 @@ def test_axes():
     assert cassi.over_size("cpu", size=5, bands=2).axis == ("side of the cube, pixels", 5)
     case = cassi.over_batch("cpu", batch=3, size=5, bands=2)
     assert (case.axis, case.images) == (("batch", 3), 3)
-
-
-class TestDeepinv:
-    """deepinv's model, at its step, is ours where its shear is right."""
-
-    OPERATIONS = ["forward", "adjoint", "pgd", "hqs"]
-
-    @pytest.fixture(autouse=True)
-    def deepinv(self):
-        try:
-            package("deepinv")
-        except ImportError as error:
-            pytest.skip(str(error))
-
-    @pytest.mark.parametrize("height, width, bands", [(5, 7, 3), (3, 4, 4), (1, 8, 2)])
-    @pytest.mark.parametrize("operation", OPERATIONS)
-    def test_odd_sides_are_equal(self, operation, height, width, bands):
-        case = cassi_deepinv.operation(operation, "cpu", height, width, batch=2, bands=bands)
-        assert set(measure(case, ONCE)["candidates"]) == {OURS, "deepinv"}
-
-    @pytest.mark.parametrize("height, width", [(6, 7), (5, 8)])
-    @pytest.mark.parametrize("operation", OPERATIONS)
-    def test_even_sides_are_not(self, operation, height, width):
-        with pytest.raises(AssertionError, match=r"deepinv, result 0: .* from ours"):
-            measure(cassi_deepinv.operation(operation, "cpu", height, width, bands=3), ONCE)
-
-    def test_more_bands_than_columns_are_missing(self):
-        case = cassi_deepinv.operation("forward", "cpu", 5, 3, bands=5)
-        assert measure(case, ONCE)["missing"]["deepinv"].startswith("IndexError")
-
-    def test_its_cases_are_where_it_is_right(self):
-        for operation in self.OPERATIONS:
-            name = operation.upper() + " step" if len(operation) == 3 else operation
-            of = entry(f"CASSI {name}, deepinv's step")
-            for one in (*of.quick, *of.full, of.tiny):
-                bands = one.get("bands", 28)
-                assert one["height"] % 2 and (one["width"] + bands - 1) % 2 and one["width"] >= bands
-
-
-def test_without_deepinv_it_is_missing(monkeypatch):
-    def absent(name):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(deepinv_cassi, "package", absent)
-    case = cassi_deepinv.operation("forward", "cpu", 5, 7, bands=3)
-    assert list(case.candidates) == [OURS]
-    assert case.missing == {"deepinv": "ImportError: No module named 'deepinv'"}

@@ -8,11 +8,8 @@ import torch
 
 import lorun_kernels as lk
 from benchmarks.cases import lora
-from benchmarks.cases.layers import layer_table
-from benchmarks.cases.passes import bare
+from benchmarks.cases.layers import bare_table
 from benchmarks.harness.case import OURS, REFERENCE
-from benchmarks.harness.measure import measure
-from benchmarks.harness.timing import Mode
 from benchmarks.peers import adapters
 from benchmarks.peers.packages import package
 from benchmarks.table import entry
@@ -23,7 +20,6 @@ for name in ("loralib", "peft"):
     except ImportError as error:
         pytest.skip(f"needs the peers: {error}", allow_module_level=True)
 
-ONCE = Mode("test", seconds=0.0, least=1, most=1)
 LIBRARIES = ["plain frozen", "loralib", "peft"]
 
 
@@ -45,7 +41,7 @@ def test_the_table_has_every_convolution_of_the_shipped_networks():
         (one["in_channels"], one["out_channels"], one["size"], one.get("kernel", 3))
         for one in group.arguments("cpu", full=True)
     }
-    theirs = {bare(layer) for layer in layer_table()}
+    theirs = bare_table()
     assert ours == {(one.in_channels, one.out_channels, one.height, one.kernel[0]) for one in theirs}
     assert all((one.stride, one.groups, one.padding[0]) == ((1, 1), 1, one.kernel[0] // 2) for one in theirs)
     for one in theirs:
@@ -66,19 +62,19 @@ def test_a_layer_has_every_candidate(grad, merged):
 
 @pytest.mark.parametrize("kernel, channels", [(1, (3, 5)), (3, (5, 3)), (3, (1, 12)), (3, (23, 21))], ids=str)
 @pytest.mark.parametrize("grad", [False, True])
-def test_candidates_agree(kernel, channels, grad):
+def test_candidates_agree(kernel, channels, grad, measured):
     case = convolution(in_channels=channels[0], out_channels=channels[1], kernel=kernel, grad=grad)
     names = list(case.candidates)
-    record = measure(case, ONCE)
+    record = measured(case)
     assert list(record["candidates"]) == names and not record["missing"]
 
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("grad", [False, True])
-def test_candidates_agree_in_half_precision(monkeypatch, build, grad):
+def test_candidates_agree_in_half_precision(monkeypatch, build, grad, measured):
     monkeypatch.setitem(lora.DTYPES, "cpu", torch.bfloat16)
     monkeypatch.setitem(lora.TOLERANCES, "cpu", lora.TOLERANCES["cuda"])
-    record = measure(build(grad=grad), ONCE)
+    record = measured(build(grad=grad))
     assert not record["missing"]
 
 
@@ -86,7 +82,7 @@ def test_candidates_agree_in_half_precision(monkeypatch, build, grad):
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("peer", ["loralib", "peft"])
 @pytest.mark.parametrize("factor", [0, 1], ids=["up", "down"])
-def test_a_library_with_another_factor_is_caught(monkeypatch, build, grad, peer, factor):
+def test_a_library_with_another_factor_is_caught(monkeypatch, measured, build, grad, peer, factor):
     right = getattr(adapters, peer)
 
     def wrong(*layers):
@@ -97,24 +93,24 @@ def test_a_library_with_another_factor_is_caught(monkeypatch, build, grad, peer,
 
     monkeypatch.setattr(adapters, peer, wrong)
     with pytest.raises(AssertionError, match=f": {peer}, result"):
-        measure(build(grad=grad), ONCE)
+        measured(build(grad=grad))
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_a_plain_layer_is_not_taken_for_an_adapted_one(build):
+def test_a_plain_layer_is_not_taken_for_an_adapted_one(build, measured):
     case = build()
     case.candidates["plain frozen"] = replace(case.candidates["plain frozen"], expected=None)
     with pytest.raises(AssertionError, match="plain frozen"):
-        measure(case, ONCE)
+        measured(case)
 
 
-def test_a_gradient_of_the_wrong_factor_is_caught(monkeypatch):
+def test_a_gradient_of_the_wrong_factor_is_caught(monkeypatch, measured):
     right = adapters.loralib
     monkeypatch.setattr(
         adapters, "loralib", lambda layer: replace(twin := right(layer), factors=twin.factors[::-1])
     )
     with pytest.raises(AssertionError, match="loralib has shape"):
-        measure(convolution(grad=True), ONCE)
+        measured(convolution(grad=True))
 
 
 @pytest.mark.parametrize("peer", ["loralib", "peft"])
@@ -127,13 +123,13 @@ def test_a_library_that_is_not_installed_is_missing(monkeypatch, peer):
     assert not set(names) & set(case.candidates)
 
 
-def test_a_backend_that_cannot_run_is_missing(monkeypatch):
+def test_a_backend_that_cannot_run_is_missing(monkeypatch, measured):
     monkeypatch.setitem(lora.BACKENDS, "cpu", lora.BACKENDS["cuda"])
     reasons = dict.fromkeys(("cuda", "triton"), "no GPU") | dict.fromkeys(("aten", "reference"))
     monkeypatch.setattr(lk, "available_backends", lambda: reasons)
     case = convolution(grad=True)
     assert case.missing == dict.fromkeys(("LoRun, cuda", "LoRun, triton"), "RuntimeError: no GPU")
-    assert {"LoRun, aten", REFERENCE} < set(measure(case, ONCE)["candidates"])
+    assert {"LoRun, aten", REFERENCE} < set(measured(case)["candidates"])
 
 
 def test_inputs_rotate():
@@ -161,8 +157,8 @@ def test_work_and_bytes_by_hand():
     assert parameters["peft"] == parameters["LoRun, factored"] == 4 * (weight + bias + 5 + 27)
 
 
-def test_only_loralib_keeps_the_merged_weight_for_backward():
-    candidates = measure(convolution(grad=True), ONCE)["candidates"]
+def test_only_loralib_keeps_the_merged_weight_for_backward(measured):
+    candidates = measured(convolution(grad=True))["candidates"]
     image, weight, between = 4 * 2 * 3 * 49, 4 * 3 * 5 * 9, 4 * 2 * 1 * 49
     kept = {name: one["kept_bytes"] for name, one in candidates.items()}
     assert kept[OURS] == kept["LoRun, factored"] == kept["plain frozen"] == image

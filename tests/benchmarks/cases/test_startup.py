@@ -7,10 +7,6 @@ import pytest
 
 from benchmarks.cases import startup
 from benchmarks.harness.case import OURS
-from benchmarks.harness.measure import measure
-from benchmarks.harness.timing import Mode
-
-ONCE = Mode("test", seconds=0.0, least=1, most=1)
 
 
 def test_every_run_is_a_fresh_process(tmp_path):
@@ -37,9 +33,9 @@ def test_what_is_imported_and_whose_it_is():
     assert list(case.candidates)[2:] == ["import lorun_kernels", "import torch", "import peft"]
 
 
-def test_an_import_that_fails_is_reported_missing():
+def test_an_import_that_fails_is_reported_missing(measured):
     case = startup.imports("cpu", ours="json", parts=["string", "no_such_module"])
-    record = measure(case, ONCE)
+    record = measured(case)
     reason = "ImportError: ModuleNotFoundError: No module named 'no_such_module'"
     assert record["missing"] == {"import no_such_module": reason}
     assert set(record["candidates"]) == {OURS, "python alone", "import string"}

@@ -1,18 +1,18 @@
-"""Medians of ratios, and whether the intervals mean what they say."""
+"""Medians of ratios, and whether their intervals are as reliable as they claim."""
 
 import math
 
 import numpy as np
 import pytest
 
-from benchmarks.harness.ratios import Ratio, speed_up
-from benchmarks.results import geometric_mean
+from benchmarks.harness.ratios import Ratio, geometric_mean, speed_up
 
 
 def test_ratios_are_of_the_same_rounds():
     one = speed_up([1.0, 2.0, 4.0], [3.0, 3.0, 6.0])
     assert (one.median, one.rounds) == (1.5, 3)
     assert one.low == 1.5 and one.high == 3.0
+    assert Ratio.of(one.record) == one
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says():
