@@ -1,4 +1,4 @@
-"""The CASSI cases: what they count, and that every way to compute a thing computes it."""
+"""The CASSI cases: what they count, and that every way to compute something gives the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cases with deepinv's CASSI: where it is right, its model at its step is ours."""
+"""The cases with deepinv's CASSI: in the sizes for which it is right, its model is ours at its step."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The cases of benchmarks/cases/lora.py: the networks' layers, the work, and that a wrong peer is caught."""
+"""Layers with an adapter as cases: the networks' own ones, their work, and that a wrong peer is caught."""
 
 import sys
 from dataclasses import replace
@@ -164,16 +164,6 @@ def test_only_loralib_keeps_the_merged_weight_for_backward(measured):
     assert kept[OURS] == kept["LoRun, factored"] == kept["plain frozen"] == image
     assert kept["loralib"] == kept[REFERENCE] == image + weight
     assert kept["peft"] == image + between
-
-
-@pytest.mark.parametrize(
-    "base", [torch.nn.Linear(11, 7), torch.nn.Conv2d(3, 5, 3, padding=1)], ids=["linear", "conv"]
-)
-def test_libraries_train_nothing_but_the_factors(base):
-    layer = lora._adapted(base)
-    for twin in (adapters.loralib(layer), adapters.peft(lora._adapted(base, form="factored"), base)):
-        trained = [parameter for parameter in twin.module.parameters() if parameter.requires_grad]
-        assert {id(one) for one in trained} == {id(one) for one in twin.factors}
 
 
 def test_what_the_plots_are_drawn_over():

@@ -55,7 +55,7 @@ def test_a_lost_adapter_would_be_noticed():
 
 
 def test_images_of_one_set_in_bytes():
-    # 84 channels in, and 28 out with as many of a gradient.
+    # 84 channels in; 28 out, and as many of the gradient.
     assert lora_layer.bytes_of_images(named_layer(DECODER), 8, 2) == 2 * 8 * 256**2 * (84 + 2 * 28)
 
 

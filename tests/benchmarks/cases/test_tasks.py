@@ -1,4 +1,4 @@
-"""The forms of a network: their weights, and what of them is trained."""
+"""The forms of a network: their weights, and which of them are trained."""
 
 from benchmarks.cases.tasks import BLOCK, FIELD, SHARED, denoiser_bytes, networks_of
 from benchmarks.harness.case import OURS

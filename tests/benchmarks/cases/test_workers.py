@@ -32,11 +32,11 @@ def test_workers_restore_the_same_and_end(tiny_cassi):
     results = pool.run(FIELD, 2)
     assert len(results) == 2 and len(pool.run(OURS, 1)) == 1
     for result in results:
-        # The start's solver rounds differently in one thread and in several: as close as a case asks.
+        # The start's solver rounds differently in one thread and in several: the tolerance of a case applies.
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
     first, second = pool.processes
-    pool.pipes[0].close()  # as the system does where this process is killed
+    pool.pipes[0].close()  # as the system does if this process is killed
     first.join(timeout=20)
     assert first.exitcode == 0 and second.is_alive()
     del pool

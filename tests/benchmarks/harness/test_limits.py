@@ -22,7 +22,7 @@ def test_limits_bound_by_what_takes_longer():
 def test_measured_limits_are_of_this_machine(monkeypatch):
     monkeypatch.setattr("benchmarks.harness.limits.SIZES", {"cpu": [2**14, 2**16]})
     monkeypatch.setattr("benchmarks.harness.limits.SIDE", {"cpu": 64})
-    # A clock that says a microsecond for everything.
+    # A clock by which everything takes a microsecond.
     record = measure_limits("cpu", lambda call, i: (call(i), 1e-6)[1], torch.float32)
     limits = Limits.of(json.loads(json.dumps(record)))
     assert limits.copy == {2**14: pytest.approx(2**14 * 1e6), 2**16: pytest.approx(2**16 * 1e6)}

@@ -14,7 +14,7 @@ def test_kept_bytes_are_what_backward_needs():
     assert kept_bytes(lambda: leaf * 2) == 0
     assert kept_bytes(lambda: leaf.exp()) == 4000
     assert kept_bytes(lambda: leaf.view(10, 100) @ weight.view(10, 100).T) == 4000
-    # The leaf for the weight's gradient; the weight itself is no activation. The leaf's square keeps it once.
+    # The leaf is kept for the weight's gradient; the weight is no activation. The square keeps it only once.
     assert kept_bytes(lambda: (leaf * weight, leaf * leaf)) == 4000
 
 

@@ -3,7 +3,9 @@
 import time
 
 import pytest
+import torch
 
+from benchmarks.harness import timing
 from benchmarks.harness.timing import SHORT_S, Mode, cpu_clock, take_turns, time_limit
 
 
@@ -35,6 +37,16 @@ def test_a_short_call_is_timed_warm():
     assert calls == [3, 3]
     cpu_clock(lambda i: (calls.append(i), time.sleep(SHORT_S)), 4)
     assert calls == [3, 3, 4]
+
+
+def test_launches_of_every_call_are_hidden_or_of_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    # A call that records a graph first, then launches it.
+    launches = iter([1.0, 0.0004, 0.0005, 0.001, 0.001, 0.001])
+    monkeypatch.setattr(timing, "_seconds", lambda call, i: next(launches))
+    assert timing.hiding_cycles([print, print]) == 3_000_000
+    launches = iter([0.0001] * 3 + [0.003] * 3)
+    assert timing.hiding_cycles([print, print]) == 0
 
 
 def test_time_limit():

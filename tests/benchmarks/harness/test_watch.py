@@ -15,7 +15,7 @@ def test_disturbed_rounds_are_repeated_while_patience_lasts():
     assert (impatient.repeated, impatient.disturbed) == (0, 1)
 
 
-def test_a_probe_is_disturbed_where_it_is_slower_than_at_its_best(monkeypatch):
+def test_a_probe_is_disturbed_if_it_is_slower_than_at_its_best(monkeypatch):
     probe = Probe()
     now = 1.0
     monkeypatch.setattr("benchmarks.harness.watch._seconds", lambda work: now)

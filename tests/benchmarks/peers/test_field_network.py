@@ -1,4 +1,4 @@
-"""Networks in the field's style compute what LoRun's do, in the field's layout, and train the same."""
+"""Networks in the field's style compute the same as LoRun's, in the field's layout, and train the same."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 def random_network(task):
-    """LoRun-K with its camera."""
+    """LoRun-K with the physics of its measurements."""
     shared = random_shared(CONFIGS[task])
     if task != "cs":
         shared.physics = CASSI(torch.rand(HEIGHT, WIDTH), BANDS)
@@ -92,13 +92,13 @@ def test_it_trains_the_same(case):
 
 
 @torch.no_grad()
-def test_denoisers_on_padded_columns_are_a_wider_camera_that_is_dark_there(cassi):
+def test_denoisers_on_padded_columns_are_a_wider_mask_that_is_dark_there(cassi):
     net, y = cassi
-    camera, columns = net.physics, 2 * (BANDS - 1)
-    wide = CASSI(F.pad(camera.mask, (0, columns)), BANDS)
-    wide.start = lambda _: pad(camera.start(y))
+    physics, columns = net.physics, 2 * (BANDS - 1)
+    wide = CASSI(F.pad(physics.mask, (0, columns)), BANDS)
+    wide.start = lambda _: pad(physics.start(y))
     expected = net(F.pad(y, (0, columns)), physics=wide)[..., :WIDTH]
-    result = FieldNetwork(net, PaddedRolls(camera, net.algorithm))(y)
+    result = FieldNetwork(net, PaddedRolls(physics, net.algorithm))(y)
     assert_close(result, expected)
     assert (result - net(y)).abs().max() > 1e-3
 

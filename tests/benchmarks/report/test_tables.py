@@ -3,7 +3,7 @@
 from benchmarks.report import tables
 
 
-def test_a_row_for_each_peer_also_where_lorun_is_slower(run):
+def test_a_row_for_each_peer_also_if_lorun_is_slower(run):
     head, rows = tables.summary(run)
     assert head[4:] == ["LoRun is faster by", "least-most", "slower in"]
     # Twice as fast and half as fast.
@@ -33,7 +33,7 @@ def test_noise_and_machine(run, machine):
         assert part in line
 
 
-def test_disturbed_rounds_are_counted_where_there_are_some(run):
+def test_disturbed_rounds_are_counted_if_there_are_some(run):
     assert "disturbed" not in tables.noise_line(run)
     run.cases[0].update(repeated=3, disturbed=None)
     run.cases[1].update(repeated=1, disturbed=2)
