@@ -42,6 +42,8 @@ def terminal_lines(run: Run) -> list[str]:
 def page(runs: dict[str, Run], plots: dict[str, Iterable[str]], command: str) -> str:
     """The text of benchmarks.md, with the names of the plots beside it."""
     lines = ["# Benchmarks", "", tables.LEGEND, "", METHOD, ""]
+    if not any(run.gpu for run in runs.values()):
+        lines += ["None of the results below are from a GPU.", ""]
     for name, run in runs.items():
         lines += [f"## {run.name}", "", tables.machine_line(run), "", tables.noise_line(run), ""]
         lines += [f"![{plot}](benchmarks/{name}-{plot}.png)" for plot in plots[name]] + [""]

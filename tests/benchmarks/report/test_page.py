@@ -15,6 +15,11 @@ def test_the_page_says_how_it_was_measured_and_by_what_command(run):
     assert METHOD in text and "![speed-ups](benchmarks/a-speed-ups.png)" in text
     assert text.endswith("Written by `a command`.\n")
     assert "Backends of the low-rank layers" not in text
+    assert "None of the results below are from a GPU." in text
+
+
+def test_results_of_a_gpu_are_not_denied(layers_run):
+    assert "None of the results" not in page({"a": layers_run}, {"a": ()}, "c")
 
 
 def test_what_was_out_of_time_is_named(run):
