@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_lorun_build import ROOT, import_extension
 
 from lorun_kernels import _extension
+from tests.build_backend.test_lorun_build import ROOT, import_extension
 
 # nvcc's own list, shortened.
 LISTED = "sm_75\nsm_80\nsm_86\nsm_90\nsm_90a\nsm_103\nsm_100\nsm_120\nsm_121\n"
