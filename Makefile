@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.installed
 PEERS := loralib peft deepinv
 PEERS_READY := $(VENV)/.peers
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+CXX_FILES := $(wildcard $(foreach folder,csrc csrc/* csrc/*/*,$(addprefix $(folder)/,*.cpp *.h *.cu *.cuh)))
 
 .PHONY: demo test lint bench clean
 
@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard tests/csrc/cuda/*.cpp tests/csrc/cuda/*.h tests/csrc/cuda/*/*.cpp tests/csrc/cuda/*/*.h)
 
 # What has been measured is reported also where a case fails.
 bench: $(PEERS_READY)

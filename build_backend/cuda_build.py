@@ -103,7 +103,7 @@ def call_nvcc(command):
     print(shlex.join(command), flush=True)
     if subprocess.run(command).returncode:
         raise SystemExit(
-            f"nvcc failed at {command[-1]}, with the output above; mend that, or set LORUN_CUDA=0 to build "
+            f"nvcc failed at {command[-1]}, with the output above; fix that, or set LORUN_CUDA=0 to build "
             "without CUDA kernels."
         )
 
@@ -114,8 +114,9 @@ def build(nvcc, names, torch_folder, objects, library):
     kernels = [*flags, *map(gencode, names)]
     bindings = [*flags, f"-I{torch_folder}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     objects.mkdir(parents=True, exist_ok=True)
-    sources = sorted(glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp"))
-    compiled = [str(objects / f"{Path(source).name}.o") for source in sources]
+    sources = sorted(glob("csrc/cuda/*/*.cu") + glob("csrc/cuda/*/*.cpp"))
+    # Files of both folders have the same names.
+    compiled = [str(objects / f"{Path(source).parent.name}_{Path(source).name}.o") for source in sources]
     commands = [
         [*(kernels if source.endswith(".cu") else bindings), "-c", "-o", target, source]
         for source, target in zip(sources, compiled, strict=True)

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lorun.files import write_in_one_step
-from lorun.networks import NetworkConfig, build_network
+from lorun.networks import build_network, read_network_config
+from lorun.tasks.task import NetworkSettings
 from lorun.unfolding import UnfoldingNetwork
 
 FORMAT = "lorun-1"
@@ -24,7 +25,7 @@ class CheckpointError(ValueError):
 
 def save_network(
     net: UnfoldingNetwork,
-    config: NetworkConfig,
+    config: NetworkSettings,
     path: str | Path,
     dtype: torch.dtype = torch.float16,
     base: str | Path | None = None,
@@ -50,22 +51,19 @@ def save_network(
     write_tensors(tensors, header, path)
 
 
-def load_network(path: str | Path) -> tuple[UnfoldingNetwork, NetworkConfig, dict[str, Any]]:
+def load_network(path: str | Path) -> tuple[UnfoldingNetwork, NetworkSettings, dict[str, Any]]:
     """Read a model file: the network in float32 and evaluation mode, its config and its notes."""
     tensors, header = read_tensors(path)
     if "base" in header:
         tensors = _base_tensors(Path(path), header["base"]) | tensors
-    try:
-        config = NetworkConfig(**header["config"])
-        net = build_network(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its config is not one this version knows ({error})") from error
+    config = _config_of(path, header)
+    net = build_network(config)
     assign_tensors(net, tensors, path)
     return net.eval(), config, header["notes"]
 
 
 def network_tensors(net: UnfoldingNetwork) -> dict[str, Tensor]:
-    """Every parameter of a network once, also where stages share it."""
+    """Every parameter of a network, once, even if stages share it."""
     return dict(net.named_parameters())
 
 
@@ -96,6 +94,23 @@ def write_tensors(tensors: dict[str, Tensor], header: dict[str, Any], path: str 
     write_in_one_step(path, lambda part: part.write_bytes(save(tensors, metadata)))
 
 
+def read_config(path: str | Path) -> NetworkSettings:
+    """The config in a model file, without reading its tensors.
+
+    Raises:
+        CheckpointError: a file that is not a LoRun model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return _config_of(path, _header(path, metadata))
+
+
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote, and refuse anything that is not exactly that."""
     path = Path(path)
@@ -106,21 +121,37 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: damaged, or not a safetensors file ({error}); fetch it again"
-        ) from error
+        raise _damaged(path, error) from error
+    if "lorun" in metadata and metadata.get("digest") != _digest(tensors, metadata["lorun"]):
+        raise CheckpointError(f"{path}: damaged: its contents do not match their digest; fetch it again")
+    header = _header(path, metadata)
+    return tensors, header | {"digest": metadata["digest"]}
+
+
+def _damaged(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged, or not a safetensors file ({error}); fetch it again")
+
+
+def _header(path: str | Path, metadata: dict[str, str]) -> dict[str, Any]:
     if "lorun" not in metadata:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a LoRun model; name one that `lorun train` wrote"
         )
-    if metadata.get("digest") != _digest(tensors, metadata["lorun"]):
-        raise CheckpointError(f"{path}: damaged: its contents do not match their digest; fetch it again")
-    header = json.loads(metadata["lorun"])
-    if header["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {header['format']!r}, this version reads {FORMAT!r}; upgrade lorun"
-        )
-    return tensors, header | {"digest": metadata["digest"]}
+    try:
+        header = json.loads(metadata["lorun"])
+        written_as = header["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
+    if written_as != FORMAT:
+        raise CheckpointError(f"{path}: format {written_as!r}, this version reads {FORMAT!r}; upgrade lorun")
+    return header
+
+
+def _config_of(path: str | Path, header: dict[str, Any]) -> NetworkSettings:
+    try:
+        return read_network_config(header["config"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: its config is not one this version knows ({error})") from error
 
 
 def _base_tensors(path: Path, base: dict[str, str]) -> dict[str, Tensor]:
@@ -143,5 +174,5 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,35 +1,42 @@
 """The `lorun` command: demo, train, eval, restore, info."""
 
 import contextlib
+import dataclasses
+import inspect
 import io
 import re
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import tyro
 from safetensors import SafetensorError
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from lorun import __version__
-from lorun.data import list_photos, read_grey
 from lorun.demo import run_demo
-from lorun.device import choose_device
-from lorun.evaluate import TABLES, Score, evaluate, to_markdown, write_table
-from lorun.evaluate_spectral import SpectralEval, evaluate_cubes
+from lorun.evaluate import TABLES, evaluate_files, to_markdown, write_table
 from lorun.files import check_target
 from lorun.report import report
 from lorun.restore import restore_file
-from lorun.restore_spectral import DEFAULT_MODEL, SpectralOptions, restore_cube
-from lorun.restorer import Restorer
-from lorun.spectral_files import OptionalPath, OptionalText, settings_made
+from lorun.tasks import DEFAULT_TASK, TASKS
+from lorun.tasks.task import EvalOptions, RestoreOptions, Task
 from lorun.training import TrainConfig, load_recipe, train
-from lorun.zoo import list_models, load_model
+from lorun.zoo import list_models, load_model, task_of
 
 DEFAULT_RECIPE = "cs25-unet"
-DEFAULT_CS_MODEL = "cs25-unet-lorun9"
-DEFAULT_RATIO = 0.25
+
+
+def tasks_in_words() -> str:
+    """What --task takes, for the help."""
+    listed = "; ".join(f"{name}: {task.title}" for name, task in TASKS.items())
+    return f"{listed}. --help after it lists the options of that task. A model that is named states its own."
+
+
+TaskName = Annotated[str, arg(metavar="TASK", help=tasks_in_words)]
+OptionalTile = Annotated[int | None, arg(metavar="PIXELS")]
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train by Algorithm 1: phase 1 the shared network, phase 2 its adapters. Goes on where it stopped.
+    """Train by Algorithm 1: phase 1 the shared network, phase 2 its adapters. Continues where it stopped.
 
     $ lorun train --out runs/cs25
 
@@ -68,88 +75,72 @@ class Train:
 
 @dataclass
 class Eval:
-    """PSNR and SSIM of models on a folder of images or spectral cubes, from simulated measurements.
-
-    $ lorun eval photos --models cs25-unet-shared9 cs25-unet-lorun9 -o table.md
-
-    $ lorun eval cubes --task cassi --mask mask.mat --models cassi-unet-lorun9 gap-tv -o table.md -o table.csv
-    """
+    """PSNR and SSIM of models on a folder of images, from simulated measurements."""
 
     images: Positional[Path]
-    """Folder of images, whose colours become Y; with --task cassi a cube, or a folder of cubes."""
-    task: Literal["cs", "cassi"] = "cs"
-    """cs: compressive sensing of photographs; cassi: snapshots of spectral cubes."""
+    """Folder of images, or a cube, or a folder of cubes."""
+    options: Annotated[EvalOptions, arg(name="")]
+    task: TaskName = DEFAULT_TASK
     models: tuple[str, ...] = ()
-    """Shipped models (see `lorun info`), model files or, for CASSI, gap-tv and smooth-start;
-    by default the LoRun model."""
+    """Shipped models (see `lorun info`), model files or methods of the task that need no training; by default
+    the LoRun model."""
+    tile: OptionalTile = None
+    """Denoise in tiles of this side, at least 84 for a U-Net: large scenes in bounded memory."""
     out: Annotated[UseAppendAction[tuple[Path, ...]], arg(aliases=["-o"], metavar="PATH")] = ()
     """Write the table to this .md or .csv file as well; may be given twice, for both."""
     device: str = "auto"
     """cpu, cuda, or auto."""
-    spectral: Annotated[SpectralEval, arg(name="")] = field(default_factory=SpectralEval)
 
     def run(self) -> None:
         for path in self.out:
             check_target(path, *TABLES)
-        scores = self._cassi() if self.task == "cassi" else self._cs()
+        scores = evaluate_files(
+            TASKS[self.task],
+            self.images,
+            self.options,
+            models=self.models,
+            tile=self.tile,
+            device=self.device,
+        )
         print(to_markdown(scores), end="")
         for path in self.out:
             write_table(scores, path)
 
-    def _cs(self) -> list[Score]:
-        refuse_spectral(self.spectral)
-        device = choose_device(self.device)
-        names = self.models or (DEFAULT_CS_MODEL,)
-        restorers = {name: Restorer(load_model(name, "cs")[0].to(device)) for name in names}
-        images = {path.name: read_grey(path) for path in list_photos(self.images)}
-        return evaluate(images, restorers)
-
-    def _cassi(self) -> list[Score]:
-        return evaluate_cubes(self.images, self.spectral, self.models or (DEFAULT_MODEL,), self.device)
-
 
 @dataclass
 class Restore:
-    """Restore a photograph or a spectral cube: simulate its measurement, or take a measured one.
-
-    $ lorun restore photo.png --ratio 0.25 -o restored.png --measurement photo.npz
-
-    $ lorun restore photo.npz --ratio 0.25 -o restored.png
-
-    $ lorun restore --task cassi --meas scene1.mat --mask mask.mat -o out.mat --figures
-
-    $ lorun restore cube.mat --task cassi --mask mask.mat -o out.mat --figures --compare gap-tv
-    """
+    """Restore an image: simulate its measurement, or take a measured one."""
 
     out: Annotated[Path, arg(aliases=["-o"])]
-    """The restored image, a .png; with --task cassi the cube, a .mat or .npz."""
+    """The restored image, a .png; a cube, a .mat or .npz."""
+    options: Annotated[RestoreOptions, arg(name="")]
     input: Positional[Annotated[Path | None, arg(metavar="[PATH]")]] = None
-    """An image, or with --task cassi a cube, to measure and restore; or an .npz that --measurement wrote."""
-    task: Literal["cs", "cassi"] = "cs"
-    """cs: compressive sensing of photographs; cassi: snapshots of spectral cubes."""
-    ratio: float = DEFAULT_RATIO
-    """Sampling ratio of compressive sensing, a fraction: picks the shipped model."""
-    model: OptionalText = None
-    """A shipped model's name or a model file; with --task cassi also gap-tv or smooth-start."""
-    measurement: OptionalPath = None
-    """Also write the simulated measurement of compressive sensing: `y` (M, h, w) and `size` in an .npz."""
+    """An image or a cube, to measure and restore; or an .npz that --measurement wrote."""
+    task: TaskName = DEFAULT_TASK
+    model: Annotated[str | None, arg(metavar="NAME")] = None
+    """A shipped model's name, a model file, or a method of the task that needs no training."""
+    tile: OptionalTile = None
+    """Denoise in tiles of this side, at least 84 for a U-Net: large scenes in bounded memory."""
+    figures: bool = False
+    """Write pictures beside the result: methods side by side, details, spectra."""
+    compare: tuple[str, ...] = ()
+    """Further models or methods, for the pictures."""
     device: str = "auto"
     """cpu, cuda, or auto."""
-    spectral: Annotated[SpectralOptions, arg(name="")] = field(default_factory=SpectralOptions)
 
     def run(self) -> None:
-        print(self._cassi() if self.task == "cassi" else self._cs())
-
-    def _cs(self) -> str:
-        refuse_spectral(self.spectral)
-        if self.input is None:
-            raise ValueError("input: name an image or an .npz measurement to restore")
-        return restore_file(self.input, self.out, self.ratio, self.model, self.measurement, self.device)
-
-    def _cassi(self) -> str:
-        if self.ratio != DEFAULT_RATIO or self.measurement is not None:
-            raise ValueError("ratio, measurement: are for compressive sensing; leave them out")
-        return restore_cube(self.input, self.out, self.spectral, self.model, self.device)
+        done = restore_file(
+            TASKS[self.task],
+            self.input,
+            self.out,
+            self.options,
+            model=self.model,
+            compare=self.compare,
+            figures=self.figures,
+            tile=self.tile,
+            device=self.device,
+        )
+        print(done)
 
 
 @dataclass
@@ -169,7 +160,8 @@ class Info:
             print("\n".join(list_models()))
             return
         net, config = load_model(self.model)
-        print(f"{self.model}: {config.label}, {config.algorithm}, task {config.task}{config.camera}")
+        words = TASKS[config.task].describe(config)
+        print(f"{self.model}: {config.label}, {config.algorithm}, task {config.task} {words}")
         print(report(net, self.size))
 
 
@@ -188,8 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         command = parse(arguments)
         command.run()
     except EXPECTED as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"lorun: error: {text}", file=sys.stderr)
+        print(f"lorun: error: {in_one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "allocate memory" not in str(error) and "out of memory" not in str(error):
@@ -197,25 +188,41 @@ def main(argv: list[str] | None = None) -> int:
         print("lorun: error: not enough memory; use a smaller image, crop or batch", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lorun: stopped; `lorun train` goes on from its last checkpoint", file=sys.stderr)
+        print("lorun: stopped; `lorun train` continues from its last checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
-def refuse_spectral(settings: SpectralOptions | SpectralEval) -> None:
-    """Raise where compressive sensing would leave a setting unused."""
-    if made := settings_made(settings):
-        raise ValueError(f"{', '.join(made)}: for spectral cubes only; add --task cassi, or leave them out")
+def in_one_line(error: BaseException) -> str:
+    """An error's message, with the flag that sets the argument it is about."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    argument = getattr(error, "argument", None)
+    return text if argument is None else f"{text} (--{argument.replace('_', '-')})"
 
 
 def parse(arguments: list[str]) -> Command:
-    """The command that the arguments ask for; --recipe sets the defaults of the flags of `train`."""
-    recipe = load_recipe(_recipe_name(arguments)) if arguments[:1] == ["train"] else TrainConfig()
+    """The command that the arguments ask for.
+
+    Some arguments decide which others there are, and are read before them: --recipe sets the defaults of the
+    flags of `train`; --task, or else the first model that is named, chooses the options of one task.
+    """
+    command = arguments[0] if arguments else ""
+    recipe = (
+        load_recipe(_value(arguments, "--recipe") or DEFAULT_RECIPE) if command == "train" else TrainConfig()
+    )
+    task = TASKS[task_name(arguments) if command in ("eval", "restore") else DEFAULT_TASK]
+    evaluate = Eval(images=tyro.MISSING, options=task.eval_options(), task=task.name)
+    restore = Restore(out=tyro.MISSING, options=task.restore_options(), task=task.name)
     commands = (
         Annotated[Demo, subcommand("demo")]
         | Annotated[Train, subcommand("train", default=Train(out=tyro.MISSING, config=recipe))]
-        | Annotated[Eval, subcommand("eval")]
-        | Annotated[Restore, subcommand("restore")]
+        | Annotated[
+            Eval, subcommand("eval", default=evaluate, description=described(Eval, task.eval_examples))
+        ]
+        | Annotated[
+            Restore,
+            subcommand("restore", default=restore, description=described(Restore, task.restore_examples)),
+        ]
         | Annotated[Info, subcommand("info")]
     )
     complaint = io.StringIO()
@@ -224,8 +231,44 @@ def parse(arguments: list[str]) -> Command:
             return tyro.cli(commands, args=arguments, prog="lorun", description=__doc__)
     except SystemExit as exit:
         if exit.code:
-            raise ValueError(one_line(complaint.getvalue())) from None
+            raise ValueError(one_line(complaint.getvalue()) + foreign_options(arguments, task)) from None
         raise
+
+
+def task_name(arguments: list[str]) -> str:
+    """The task that the arguments are for."""
+    given = _value(arguments, "--task")
+    if given is not None and given not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {given!r}")
+    model = _value(arguments, "--model") or _value(arguments, "--models")
+    return given or (task_of(model) if model else None) or DEFAULT_TASK
+
+
+def described(command: type, examples: Sequence[str]) -> str:
+    """The help of a command, with the examples of a task."""
+    return "\n\n".join(
+        [inspect.cleandoc(command.__doc__ or ""), *(f"$ lorun {example}" for example in examples)]
+    )
+
+
+def foreign_options(arguments: list[str], task: Task) -> str:
+    """Says of which other task an argument is an option, if it is one."""
+    own = _flags(task.restore_options()) | _flags(task.eval_options())
+    for other in TASKS.values():
+        theirs = _flags(other.restore_options()) | _flags(other.eval_options())
+        for argument in arguments:
+            if argument.split("=")[0] in theirs - own:
+                return f"; {argument} is an option of task {other.name}, this is for task {task.name}"
+    return ""
+
+
+def _flags(options: Any) -> set[str]:
+    flags: set[str] = set()
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        name = field.name.replace("_", "-")
+        flags |= _flags(value) if dataclasses.is_dataclass(value) else {f"--{name}"}
+    return flags
 
 
 def one_line(box: str) -> str:
@@ -242,13 +285,14 @@ def one_line(box: str) -> str:
     return f"{message}; see `lorun --help`"
 
 
-def _recipe_name(arguments: list[str]) -> str:
+def _value(arguments: list[str], flag: str) -> str | None:
+    """The value, or the first of the values, that follows a flag."""
     for position, argument in enumerate(arguments):
-        if argument.startswith("--recipe="):
-            return argument.removeprefix("--recipe=")
-        if argument == "--recipe" and position + 1 < len(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+        if argument == flag and position + 1 < len(arguments):
             return arguments[position + 1]
-    return DEFAULT_RECIPE
+    return None
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from tqdm import tqdm
 
 from lorun.data import to_grey
 from lorun.evaluate import Score, averages, restore_and_score
-from lorun.figures import save_comparison
-from lorun.restorer import Restorer
-from lorun.zoo import create_model
+from lorun.methods import NetworkMethod
+from lorun.tasks import TASKS
+from lorun.tasks.task import Scene
+from lorun.zoo import load_model
 
 PHOTOGRAPHS = ("camera", "astronaut", "coffee", "chelsea", "coins")
 SHARED, LORUN = "cs25-unet-shared9", "cs25-unet-lorun9"
@@ -18,19 +19,23 @@ SHARED, LORUN = "cs25-unet-shared9", "cs25-unet-lorun9"
 def run_demo(out: Path) -> str:
     """Restore the photographs, write one PNG each into `out`, and return the table.
 
-    A row holds LoRun-9's PSNR (protocol "cs"), SSIM and seconds, and beside them the PSNR of its start
+    A row holds LoRun-9's PSNR (protocol cs), SSIM and seconds, and beside them the PSNR of its start
     Phi^T y and of Shared-9.
     """
-    shared, lorun = Restorer(create_model(SHARED)), Restorer(create_model(LORUN))
+    (shared, _), (lorun, config) = load_model(SHARED), load_model(LORUN)
+    task, methods = TASKS[config.task], (NetworkMethod(shared), NetworkMethod(lorun))
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in tqdm(PHOTOGRAPHS, unit="image", desc="restoring", dynamic_ncols=True):
         truth = to_grey(getattr(skimage.data, name)())
-        _, _, base = restore_and_score(name, SHARED, shared, truth)
-        images, start, score = restore_and_score(name, LORUN, lorun, truth)
-        titles = (f"start Phi^T y, {start.psnr:.2f} dB", f"LoRun-9, {score.psnr:.2f} dB", f"truth: {name}")
-        save_comparison(out / f"{name}.png", *images, truth, titles)
-        rows.append((start, base, score))
+        scene = Scene(name, truth.shape, truth=truth[None])
+        base, best = (
+            restore_and_score(task, scene, model, method, task.protocols[0])
+            for model, method in zip((SHARED, LORUN), methods, strict=True)
+        )
+        task.draw(out / f"{name}.png", scene, best.y, {config.label: best.image}, best.start)
+        assert best.start_score is not None
+        rows.append((best.start_score, base.score, best.score))
     return _table(rows)
 
 

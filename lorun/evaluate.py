@@ -1,19 +1,21 @@
-"""Tables of PSNR and SSIM: every image of a folder, every model, from simulated measurements."""
+"""Tables of PSNR, SSIM and, for spectra, SAM: every scene, every method, from simulated measurements."""
 
 import csv
 import io
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from lorun import metrics
 from lorun.files import check_target, write_in_one_step
-from lorun.restorer import Restorer
-
-PROTOCOL = "cs"
+from lorun.methods import Method
+from lorun.tasks.task import EvalOptions, Quality, Scene, Task
+from lorun.zoo import load_methods, shipped_for
 
 
 @dataclass(frozen=True)
@@ -25,39 +27,85 @@ class Score:
     psnr: float
     ssim: float
     seconds: float
-    protocol: str = PROTOCOL
+    protocol: str
     """By which psnr and ssim were computed."""
     sam: float | None = None
-    """Mean spectral angle in degrees, where images have spectra."""
+    """Mean spectral angle in degrees, if images have spectra."""
 
 
-def restore_and_score(
-    image: str, method: str, restorer: Restorer, truth: np.ndarray
-) -> tuple[tuple[np.ndarray, np.ndarray], Score, Score]:
-    """Measure and restore one image; returns (start, restored) and the scores of both."""
-    measurement = restorer.measure(truth)
-    started = time.perf_counter()
-    restored = restorer.restore(measurement)
-    seconds = time.perf_counter() - started
-    start = restorer.start(measurement)
-    scores = (
-        _score(image, f"{method} start Phi^T y", start, truth, 0.0),
-        _score(image, method, restored, truth, seconds),
-    )
-    return (start, restored), *scores
+@dataclass(frozen=True)
+class Restored:
+    """What one method made of one scene, (C, H, W) in [0, 1], and what it started from, if tables show it."""
+
+    y: Tensor
+    image: np.ndarray
+    score: Score
+    start: np.ndarray | None = None
+    start_score: Score | None = None
 
 
-def evaluate(images: dict[str, np.ndarray], restorers: dict[str, Restorer]) -> list[Score]:
-    """Measure and restore every image with every model; before each, a row for its start Phi^T y."""
-    scores = []
-    with tqdm(total=len(images) * len(restorers), unit="image", dynamic_ncols=True) as bar:
-        for name, truth in images.items():
-            for label, restorer in restorers.items():
-                _, *pair = restore_and_score(name, label, restorer, truth)
-                scores += pair
-                bar.set_postfix_str(f"{name} {pair[1].psnr:.2f} dB")
-                bar.update()
+def evaluate_files(
+    task: Task,
+    source: Path,
+    options: EvalOptions | None = None,
+    *,
+    models: Sequence[str] = (),
+    tile: int | None = None,
+    device: str = "auto",
+) -> list[Score]:
+    """Measure and restore every scene of a file or folder with every method.
+
+    Args:
+        options: the task's own; None takes its defaults.
+        models: as `restore_file` takes one; none takes the task's default.
+        tile: denoise in tiles of this side, in pixels.
+        device: "cpu", a GPU such as "cuda", or "auto".
+
+    Raises:
+        ValueError, TypeError, OSError: input that cannot be restored; nothing is written then.
+    """
+    options = task.eval_options() if options is None else options
+    task.eval_inputs(source, options)
+    names = list(dict.fromkeys(models)) or [task.default_model(options, shipped_for(task.name))]
+    methods, _ = load_methods(names, task, tile, device)
+    scenes = task.scenes(source, options, methods[names[0]].physics)
+    scores, images = evaluate(task, scenes, methods, options.protocol)
+    task.save_table_images(images, scenes, options)
     return scores
+
+
+def evaluate(
+    task: Task, scenes: Sequence[Scene], methods: Mapping[str, Method], protocol: str
+) -> tuple[list[Score], list[np.ndarray]]:
+    """Scores of every scene and method, each behind that of its start, and the images of the first method."""
+    scores, images = [], []
+    with tqdm(total=len(scenes) * len(methods), unit="image", dynamic_ncols=True) as bar:
+        for scene in scenes:
+            for number, (name, method) in enumerate(methods.items()):
+                done = restore_and_score(task, scene, name, method, protocol)
+                scores += [done.score] if done.start_score is None else [done.start_score, done.score]
+                if number == 0:
+                    images.append(done.image)
+                bar.set_postfix_str(f"{scene.name} {done.score.psnr:.2f} dB")
+                bar.update()
+    return scores, images
+
+
+@torch.no_grad()
+def restore_and_score(task: Task, scene: Scene, name: str, method: Method, protocol: str) -> Restored:
+    """Measure a scene whose truth is known, and restore it by one method."""
+    assert scene.truth is not None
+    physics = scene.physics or method.physics
+    y = task.measurement(scene, physics)
+    started = time.perf_counter()
+    image = method.restore(y, scene.physics, scene.size)
+    seconds = time.perf_counter() - started
+    score = _score(scene.name, name, task.quality(image, scene.truth, protocol), seconds, protocol)
+    start = task.start(scene, y, physics)
+    if start is None:
+        return Restored(y, image, score)
+    label, quality = f"{name} {task.start_label}", task.quality(start, scene.truth, protocol)
+    return Restored(y, image, score, start, _score(scene.name, label, quality, 0.0, protocol))
 
 
 def averages(scores: list[Score]) -> list[Score]:
@@ -102,9 +150,8 @@ def write_table(scores: list[Score], path: Path) -> None:
     write_in_one_step(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _score(image: str, method: str, restored: np.ndarray, truth: np.ndarray, seconds: float) -> Score:
-    psnr = metrics.psnr(restored, truth, PROTOCOL)
-    return Score(image, method, psnr, metrics.ssim(restored, truth, PROTOCOL), seconds)
+def _score(image: str, method: str, quality: Quality, seconds: float, protocol: str) -> Score:
+    return Score(image, method, quality.psnr, quality.ssim, seconds, protocol, quality.sam)
 
 
 def _average(scores: list[Score]) -> Score:

@@ -1,103 +1,83 @@
 """From a small config to a network: what a checkpoint needs to know to be rebuilt."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from lorun.tasks import DEFAULT_TASK, TASKS
+from lorun.tasks.task import NetworkSettings
+from lorun.unfolding import UnfoldingNetwork
 
-from lorun.denoisers import SpectralTransformer, UNet
-from lorun.physics import CASSI, BlockCS
-from lorun.physics.block_cs import measurements_per_block
-from lorun.unfolding import START, UnfoldingNetwork
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Describes an unfolding network of a task."""
-
-    task: Literal["cs", "cassi"] = "cs"
-    ratio: float = 0.25
-    """Sampling ratio of compressive sensing, a fraction."""
-    block: int = 32
-    """Side of a measured block in pixels."""
-    phi_rank: int = 0
-    """In variant "lorun": rank of Phi's own adapter; 0 trains Phi itself in phase 2."""
-    bands: int = 28
-    """Bands of a CASSI cube."""
-    step: int = 2
-    """Columns that a CASSI camera shifts each band further than the one before."""
-    denoiser: Literal["unet", "transformer"] = "unet"
-    width: int = 28
-    """Channels of the denoiser's first level."""
-    stages: int = 9
-    variant: Literal["shared", "block", "lorun"] = "lorun"
-    algorithm: Literal["pgd", "hqs"] = "pgd"
-    gamma: float = 10
-    """Rank of the adapters in percent of a layer's channels (Eq. 12)."""
-    form: Literal["reshape", "factored"] = "reshape"
-
-    def __post_init__(self):
-        if self.task not in ("cs", "cassi"):
-            raise ValueError(f'task: expected "cs" or "cassi", got {self.task!r}')
-        if self.denoiser not in ("unet", "transformer"):
-            raise ValueError(f'denoiser: expected "unet" or "transformer", got {self.denoiser!r}')
-        rows = measurements_per_block(self.ratio, self.block)
-        for name in ("block", "width", "stages", "bands"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.task == "cassi":
-            for name in ("ratio", "block", "phi_rank"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ValueError(f"{name}: CASSI has a mask and no learned Phi; leave it out")
-        if self.step < 0:
-            raise ValueError(f"step: expected at least 0 columns, got {self.step}")
-        if not 0 <= self.phi_rank <= rows:
-            raise ValueError(f"phi_rank: expected 0 to {rows}, the rows of Phi, got {self.phi_rank}")
-        if not (self.gamma > 0 and math.isfinite(self.gamma)):
-            raise ValueError(f"gamma: expected a percentage above 0, got {self.gamma}")
-
-    @property
-    def label(self) -> str:
-        """The name tables use, such as LoRun-9."""
-        return {"shared": "Shared", "block": "Block", "lorun": "LoRun"}[self.variant] + f"-{self.stages}"
-
-    @property
-    def camera(self) -> str:
-        """What measures, in words."""
-        if self.task == "cassi":
-            return f" with {self.bands} bands, {self.step} columns apart"
-        return f" at ratio {self.ratio}"
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def build_network(config: NetworkConfig) -> UnfoldingNetwork:
-    """The untrained network that a config describes; a CASSI one gets its mask with each call."""
+def network_config(task: str = DEFAULT_TASK, **settings: Any) -> NetworkSettings:
+    """The config of a network of a task.
+
+    Args:
+        task: a name in `lorun.tasks.TASKS`.
+        settings: as the class `TASKS[task].network` lists them; what is left out has its default.
+
+    Raises:
+        ValueError: an unknown task, a setting that this task does not have, or a value out of its range.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    kind = TASKS[task].network
+    known = [field.name for field in fields(kind)]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{name}: no setting of task {task}; expected one of {', '.join(known)}")
+    return kind(task=task, **settings)
+
+
+# The name of this function from before every task had settings of its own.
+NetworkConfig = network_config
+
+
+def read_network_config(stored: dict[str, Any]) -> NetworkSettings:
+    """The config in a file; raises as `network_config`."""
+    return network_config(**without_other_tasks(stored))
+
+
+def without_other_tasks(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a network without those that only other tasks have and that have their defaults.
+
+    Files used to list the settings of all tasks.
+    """
+    task = stored.get("task", DEFAULT_TASK)
+    if task not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    return without_foreign_defaults(stored, TASKS[task].network, [task.network for task in TASKS.values()])
+
+
+def without_foreign_defaults(
+    values: dict[str, Any], own: "type[DataclassInstance]", kinds: "Sequence[type[DataclassInstance]]"
+) -> dict[str, Any]:
+    """Values without those that are no field of `own` and the default of a field of one of the `kinds`."""
+    names = {field.name for field in fields(own)}
+    foreign: dict[str, Any] = {}
+    for kind in kinds:
+        foreign |= json.loads(json.dumps(asdict(kind())))  # as files hold them
+    return {
+        name: value
+        for name, value in values.items()
+        if name in names or name not in foreign or value != foreign[name]
+    }
+
+
+def build_network(config: NetworkSettings) -> UnfoldingNetwork:
+    """The untrained network that a config describes."""
+    task = TASKS[config.task]
     return UnfoldingNetwork(
-        physics=_build_physics(config),
-        denoiser=_build_denoiser(config),
+        physics=task.physics(config),
+        denoiser=task.denoiser(config),
         stages=config.stages,
         variant=config.variant,
         algorithm=config.algorithm,
         gamma=config.gamma,
         form=config.form,
-        start_step=_start_step(config),
+        start_step=task.start_step(config),
     )
-
-
-def _start_step(config: NetworkConfig) -> float:
-    """0.5 as in the paper, but for PGD on CASSI, whose Phi Phi^T is at most the number of bands."""
-    return 2 / config.bands if (config.task, config.algorithm) == ("cassi", "pgd") else START
-
-
-def _build_physics(config: NetworkConfig) -> nn.Module:
-    if config.task == "cassi":
-        return CASSI(bands=config.bands, step=config.step)
-    phi_rank = config.phi_rank if config.variant == "lorun" else 0
-    return BlockCS(config.ratio, config.block, adapter_rank=phi_rank)
-
-
-def _build_denoiser(config: NetworkConfig) -> nn.Module:
-    channels = config.bands if config.task == "cassi" else BlockCS.channels
-    if config.denoiser == "transformer":
-        return SpectralTransformer(channels, config.width)
-    return UNet(channels, config.width, takes_correction=config.task == "cassi")

@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
-from lorun.physics import CASSI
 from lorun.unfolding import UnfoldingNetwork
 
 MEBI = 2**20
+
+Shape = list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +33,12 @@ class Report:
 
     @property
     def denoisers(self) -> int:
-        """Base and adapters: what the paper's tables count."""
+        """Base and adapters, as the paper's tables count them."""
         return self.base + self.adapters
 
     @property
     def saving(self) -> float:
-        """Share of Block-K's denoiser parameters that this network does without."""
+        """The share of Block-K's denoiser parameters that this network saves."""
         return 1 - self.denoisers / self.block_base
 
     def __str__(self) -> str:
@@ -89,31 +91,31 @@ def report(model: UnfoldingNetwork, size: tuple[int, int] = (256, 256)) -> Repor
 def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
     """FLOPs, 2 * MAC, of restoring one image of `size`.
 
-    Convolutions and matrix products count; the data steps of CASSI, HQS's solve and the merging of adapters
-    do not.
+    Convolutions and matrix products count; data steps that are neither, HQS's solve and the merging of
+    adapters do not.
     """
-    like = {"device": model.raw_step.device, "dtype": model.raw_step.dtype}
-    physics = model.physics
-    if isinstance(physics, CASSI):
-        physics = CASSI(torch.ones(size, **like), physics.bands, physics.step, physics.start_from)
-    y = physics.A(torch.zeros(1, physics.channels, *size, **like))
+    image = model.raw_step.new_zeros(1, model.physics.channels, *size)
+    physics = model.physics.for_size(size).to(image)
+    y = physics.A(image)
     counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     with counter:
         model(y, physics=physics)
     return counter.get_total_flops()
 
 
-def _lora_conv_flop(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+def _lora_conv_flop(
+    input_shape: Shape, weight_shape: Shape, *args: Any, out_shape: Any = None, **_: Any
+) -> int:
     """The FLOPs of the convolution alone, as torch counts them."""
     return conv_flop_count(input_shape, weight_shape, out_shape)
 
 
-def _lora_linear_flop(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+def _lora_linear_flop(input_shape: Shape, weight_shape: Shape, *args: Any, **_: Any) -> int:
     """2 * MAC of the matrix product alone."""
     return 2 * math.prod(input_shape) * weight_shape[0]
 
 
-def _attention_flop(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+def _attention_flop(query_shape: Shape, key_shape: Shape, value_shape: Shape, *args: Any, **_: Any) -> int:
     """The FLOPs of both products of attention, as torch counts them elsewhere."""
     return sdpa_flop_count(query_shape, key_shape, value_shape)
 

@@ -1,48 +1,81 @@
-"""Restoring a file: an image whose measurement is simulated, or a measurement."""
+"""Restoring a file, the same way for every task: open the scene, restore it, save it, say what was done."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+import torch
 
-from lorun.data import read_grey
-from lorun.device import choose_device
-from lorun.evaluate import PROTOCOL
-from lorun.files import check_not_input, check_target, write_in_one_step
-from lorun.metrics import psnr
-from lorun.restorer import Restorer, check_image, read_measurement
-from lorun.zoo import load_model, model_for_ratio
+from lorun.errors import ArgumentError
+from lorun.files import check_not_input, check_target
+from lorun.tasks.task import RestoreOptions, Task
+from lorun.zoo import load_methods, shipped_for
 
 
+@torch.no_grad()
 def restore_file(
-    source: Path,
+    task: Task,
+    source: Path | None,
     out: Path,
-    ratio: float = 0.25,
+    options: RestoreOptions | None = None,
+    *,
     model: str | None = None,
-    measurement_out: Path | None = None,
+    compare: Sequence[str] = (),
+    figures: bool = False,
+    tile: int | None = None,
     device: str = "auto",
 ) -> str:
-    """Restore `source` into the PNG `out`; returns one line that says what was done.
+    """Restore one scene into the file `out`; returns one line that says what was done.
 
     Args:
-        source: an image, or an .npz measurement as `Measurement.save` writes it.
-        ratio: picks the shipped model where `model` is None.
-        measurement_out: where to write the simulated measurement.
+        source: the image to measure and restore, or what else the task opens; None if the options name it.
+        options: the task's own; None takes its defaults.
+        model: a shipped model's name, a model file, or a method of the task that needs no training; None
+            takes the task's default.
+        compare: further ones, for the pictures.
+        figures: write the task's pictures beside `out`.
+        tile: denoise in tiles of this side, in pixels.
+        device: "cpu", a GPU such as "cuda", or "auto".
+
+    Raises:
+        ValueError, TypeError, OSError: input that cannot be restored; nothing is written then.
     """
-    check_target(out, ".png")
-    check_not_input(out, source)
-    truth = None if source.suffix == ".npz" else check_image(read_grey(source))
-    if measurement_out is not None:
-        check_target(measurement_out, ".npz")
-        if truth is None:
-            raise ValueError(f"measurement: {source} is a measurement already; leave --measurement out")
-    net, config = load_model(model or model_for_ratio(ratio), "cs")
-    restorer = Restorer(net.to(choose_device(device)))
-    measurement = read_measurement(source) if truth is None else restorer.measure(truth)
-    restored = restorer.restore(measurement)
-    picture = Image.fromarray(np.rint(restored * 255).astype(np.uint8))
-    write_in_one_step(out, lambda part: picture.save(part, format="PNG"))
-    if measurement_out is not None:
-        measurement.save(measurement_out)
-    quality = "" if truth is None else f", PSNR {psnr(restored, truth, PROTOCOL):.2f} dB"
-    return f"{out}: restored by {config.label} from {config.ratio:.0%} of the measurements{quality}"
+    options = task.restore_options() if options is None else options
+    check_target(out, *task.suffixes)
+    check_not_input(out, *task.inputs(source, options))
+    first = model or task.default_model(options, shipped_for(task.name))
+    names = list(dict.fromkeys((first, *compare)))
+    if figures:
+        _check_pictures(task, out, names)
+    elif compare:
+        raise ArgumentError("figures", "compare: is for the pictures; ask for the figures too")
+    methods, settings = load_methods(names, task, tile, device)
+    scene = task.open(source, options, methods[first].physics)
+    if figures:
+        task.check_drawable(scene)
+    measured = {name: task.measurement(scene, scene.physics or methods[name].physics) for name in names}
+    restored = {
+        name: method.restore(measured[name], scene.physics, scene.size) for name, method in methods.items()
+    }
+    image = restored[first]
+    task.save(out, image, scene, measured[first], options)
+    bands = f"{len(image)} bands of " if len(image) > 1 else ""
+    done = f"{out}: {bands}{image.shape[1]}x{image.shape[2]} pixels restored by {first}"
+    if first in settings:
+        done += f" ({settings[first].label} {task.describe(settings[first])})"
+    if scene.truth is not None:
+        protocol = task.protocols[0]
+        done += f", PSNR {task.quality(image, scene.truth, protocol).psnr:.2f} dB ({protocol})"
+    if figures:
+        start = task.start(scene, measured[first], scene.physics or methods[first].physics)
+        task.draw(out, scene, measured[first], restored, start)
+        done += f"; pictures: {', '.join(map(str, task.pictures(out)))}"
+    return done
+
+
+def _check_pictures(task: Task, out: Path, names: list[str]) -> None:
+    for picture in task.pictures(out):
+        check_target(picture, ".png")
+    if len(names) > task.most_pictured:
+        raise ArgumentError(
+            "compare", f"compare: pictures hold {task.most_pictured} methods at most, got {len(names)}"
+        )

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorun.adapters import adapted_view
-from lorun.physics.block_cs import crop_to
+from lorun.physics.physics import Physics, crop_to
 from lorun.tiling import OVERLAP, denoise_in_tiles
 from lorun_kernels import StageWeights
 
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
 
-# Where rho, lambda and mu start.
+# The start of rho, lambda and mu.
 START = 0.5
 
 
@@ -31,7 +31,7 @@ class UnfoldingNetwork(nn.Module):
 
     Args:
         physics: the measurement model; its parameters, such as a learned Phi, train with the network.
-        denoiser: called as denoiser(x, noise_level), or, where its attribute `takes_correction` is true, as
+        denoiser: called as denoiser(x, noise_level), or, if its attribute `takes_correction` is true, as
             denoiser(x, noise_level, correction). It becomes the network's own.
         stages: K, at least 1.
         variant: "shared", one denoiser for all stages; "block", K independent copies of it; "lorun", one
@@ -41,12 +41,15 @@ class UnfoldingNetwork(nn.Module):
         start_step: where rho (or mu) starts. PGD wants less than 2 / max(Phi Phi^T).
     """
 
-    # None also of networks that were pickled before there was this.
+    physics: Physics
+    denoiser: nn.Module
+    denoisers: nn.ModuleList
+    # For networks that were pickled before this attribute existed, too.
     _stage_weights: StageWeights | None = None
 
     def __init__(
         self,
-        physics: nn.Module,
+        physics: Physics,
         denoiser: nn.Module,
         stages: int = 9,
         variant: Variant = "lorun",
@@ -83,9 +86,14 @@ class UnfoldingNetwork(nn.Module):
         return self.denoiser if self.variant == "shared" else self.denoisers[stage]
 
     @property
-    def step(self) -> Tensor:
+    def step_size(self) -> Tensor:
         """rho (PGD) or mu (HQS) of every stage, (K,), positive."""
         return F.softplus(self.raw_step)
+
+    @property
+    def step(self) -> Tensor:
+        """`step_size` by its old name; a camera's `physics.step` is something else, columns between bands."""
+        return self.step_size
 
     @property
     def lam(self) -> Tensor:
@@ -95,7 +103,7 @@ class UnfoldingNetwork(nn.Module):
     def forward(
         self,
         y: Tensor,
-        physics: nn.Module | None = None,
+        physics: Physics | None = None,
         size: tuple[int, int] | None = None,
         stages: int | None = None,
         tile: int | None = None,
@@ -107,7 +115,7 @@ class UnfoldingNetwork(nn.Module):
             y: measurement of `physics`.
             physics: another measurement model for this call, such as another Phi; default: the network's.
             size: (H, W) of the image, which undoes the padding to whole blocks.
-            stages: run only the first so many stages, as a growing schedule does.
+            stages: run only the first that many stages, as a growing schedule does.
             tile, overlap: denoise at most tile x tile pixels at once, `overlap` of them for context on every
                 side, so that large scenes run in bounded memory; data steps always see the whole scene. From
                 an overlap of 36 the U-Net gives what it gives for the whole scene (`denoise_in_tiles`).
@@ -117,7 +125,7 @@ class UnfoldingNetwork(nn.Module):
         if not 1 <= count <= self.stages:
             raise ValueError(f"stages: expected 1 to {self.stages}, got {count}")
         x = physics.start(y)
-        step, lam = self.step, self.lam
+        step, lam = self.step_size, self.lam
         for k in range(count):
             if self.algorithm == "pgd":
                 z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
@@ -142,7 +150,7 @@ class UnfoldingNetwork(nn.Module):
         if tile is None:
             return denoiser(z, level, *inputs[1:])
         return denoise_in_tiles(
-            lambda z, *more: denoiser(z, level, *more), inputs, tile, overlap, denoiser.downscale
+            lambda z, *more: denoiser(z, level, *more), inputs, tile, overlap, alignment_of(denoiser)
         )
 
     @classmethod
@@ -151,7 +159,7 @@ class UnfoldingNetwork(nn.Module):
     ) -> "UnfoldingNetwork":
         """Phase 2 of Algorithm 1: freeze a trained Shared-K network's denoiser and add adapters.
 
-        The new network owns copies, so `shared` stays as it is; until trained, both restore alike.
+        The new network owns copies, so `shared` stays as it is; until it is trained, both restore alike.
         """
         if shared.variant != "shared":
             raise ValueError(f'shared: expected a network of variant "shared", got {shared.variant!r}')
@@ -159,6 +167,21 @@ class UnfoldingNetwork(nn.Module):
         net = cls(source.physics, source.denoiser, source.stages, "lorun", source.algorithm, gamma, form)
         net.raw_step, net.raw_lambda = source.raw_step, source.raw_lambda
         return net
+
+
+def alignment_of(denoiser: nn.Module) -> int:
+    """Tiles start at multiples of this many pixels, so that the denoiser pools them as it would the whole.
+
+    Raises:
+        ValueError: the denoiser does not say.
+    """
+    downscale = getattr(denoiser, "downscale", None)
+    if not isinstance(downscale, int):
+        raise ValueError(
+            "tile: the denoiser does not say how its tiles must be aligned; give it an attribute downscale, "
+            "1 if it works on every pixel alike"
+        )
+    return downscale
 
 
 def _before_softplus(value: float) -> float:

@@ -10,9 +10,8 @@ from lorun_kernels.cassi import (
     cassi_hqs_step_,
     cassi_pgd_step,
     cassi_pgd_step_,
-    shift,
-    unshift,
 )
+from lorun_kernels.cassi_shift import shift, unshift
 from lorun_kernels.conv_act import ConvAct
 from lorun_kernels.lora_conv import lora_conv2d, lora_conv2d_act
 from lorun_kernels.lora_conv_layer import FusedLoRAConv2d

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from lorun_kernels import reference
-from lorun_kernels._cassi_checks import accumulator, as_cube, as_scale, band_offsets, check_bands
+from lorun_kernels._cassi_arguments import accumulator, checked_bands, offsets_of, step_size, with_batch
 from lorun_kernels._cassi_vmap import register_vmap_rules
 from lorun_kernels._checks import check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
 from lorun_kernels.backends import cassi_backend
-from lorun_kernels.reference import Step
 
 _forward_op = torch.ops.lorun.cassi_forward.default
 _adjoint_op = torch.ops.lorun.cassi_adjoint.default
@@ -68,7 +67,7 @@ def _step_backward_fake(grad, residual, x, mask, scale, offsets, hqs, output_mas
 register_vmap_rules()
 
 
-def cassi_forward(x: Tensor, mask: Tensor, step: Step = 2) -> Tensor:
+def cassi_forward(x: Tensor, mask: Tensor, step: reference.Step = 2) -> Tensor:
     """The measurement ``y = Phi x`` of a coded-aperture snapshot: code, disperse, add.
 
     ``y[b, h, p] = sum_c mask[b, c, h, p - o_c] * x[b, c, h, p - o_c]``, where band c is shifted to the right
@@ -97,8 +96,8 @@ def cassi_forward(x: Tensor, mask: Tensor, step: Step = 2) -> Tensor:
     """
     op = "cassi_forward"
     check_tensors(op, x=x, mask=mask)
-    cube = as_cube(op, "x", x)
-    offsets = band_offsets(op, step, cube.shape[1])
+    cube = with_batch(op, "x", x)
+    offsets = offsets_of(op, step, cube.shape[1])
     backend = cassi_backend(cube)
     if backend == "reference":
         torch.ops.lorun.cassi_check_forward(cube, mask, offsets)
@@ -112,7 +111,7 @@ def cassi_adjoint(
     y: Tensor,
     mask: Tensor,
     bands: int,
-    step: Step = 2,
+    step: reference.Step = 2,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """The transpose ``Phi^T y`` of :func:`cassi_forward`: shift back and code.
@@ -142,7 +141,7 @@ def cassi_adjoint(
         raise ValueError(
             f"{op}: memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}"
         )
-    offsets = band_offsets(op, step, check_bands(op, bands))
+    offsets = offsets_of(op, step, checked_bands(op, bands))
     batch = y if y.dim() == 3 else y.unsqueeze(0)
     backend = cassi_backend(batch)
     if backend == "reference":
@@ -153,12 +152,12 @@ def cassi_adjoint(
     return x if y.dim() == 3 else x.squeeze(0)
 
 
-def cassi_gram(mask: Tensor, bands: int, step: Step = 2) -> Tensor:
-    """The diagonal of ``Phi Phi^T``, its only entries: the squared mask values that meet in a pixel.
+def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
+    """The diagonal of ``Phi Phi^T``, its only entries: the sum of the squared mask values in each pixel.
 
     Args:
         mask, step: as in :func:`cassi_forward`.
-        bands: the number of bands C, 1 to 256; the mask's own where it has bands.
+        bands: the number of bands C, 1 to 256; if the mask has bands, their number.
 
     Returns:
         ``(H, W')``, or ``(B, H, W')`` for a mask of each sample, in the dtype of `mask`.
@@ -174,7 +173,7 @@ def cassi_gram(mask: Tensor, bands: int, step: Step = 2) -> Tensor:
         )
     if not mask.is_floating_point():
         raise TypeError(f"{op}: mask must be floating point, got {mask.dtype}; convert it with .float()")
-    offsets = band_offsets(op, step, check_bands(op, bands))
+    offsets = offsets_of(op, step, checked_bands(op, bands))
     if mask.dim() > 2 and mask.shape[-3] != bands:
         raise ValueError(
             f"{op}: bands must be the mask's own, {mask.shape[-3]} for shape {list(mask.shape)}, got {bands}"
@@ -190,24 +189,26 @@ def _step(
     y: Tensor,
     mask: Tensor,
     scale: float | Tensor,
-    step: Step,
+    step: reference.Step,
     hqs: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int], bool, str]:
-    """The arguments of the op, in its order, and whether x has a batch."""
+) -> tuple:
+    """The arguments of the op, in its order."""
     cube_name, scale_name = names
     check_tensors(op, **{cube_name: x}, y=y, mask=mask)
-    cube = as_cube(op, cube_name, x)
+    cube = with_batch(op, cube_name, x)
     if y.dim() != x.dim() - 1:
         raise ValueError(
             f"{op}: y must be {'(B, H, W' if x.dim() == 4 else '(H, W'}') for {cube_name} of shape "
             f"{list(x.shape)}, got shape {list(y.shape)}"
         )
     batch = y if x.dim() == 4 else y.unsqueeze(0)
-    per_sample = as_scale(op, scale_name, scale, cube, 0 if hqs else -math.inf)
-    return cube, batch, mask, per_sample, band_offsets(op, step, cube.shape[1]), hqs, cassi_backend(cube)
+    per_sample = step_size(op, scale_name, scale, cube, 0 if hqs else -math.inf)
+    return cube, batch, mask, per_sample, offsets_of(op, step, cube.shape[1]), hqs, cassi_backend(cube)
 
 
-def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: Step = 2) -> Tensor:
+def cassi_pgd_step(
+    x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2
+) -> Tensor:
     """The proximal-gradient data step ``x - rho * Phi^T (Phi x - y)``, in one read and one write of the cube.
 
     Equation 5 of arXiv 2602.18697; Phi is that of :func:`cassi_forward`.
@@ -225,17 +226,19 @@ def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step
     Raises:
         ValueError, TypeError: as for :func:`cassi_forward`.
 
-    Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient; a second-order
+    Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient. A second-order
     gradient in `mask` or `rho` is an error: a gradient penalty with a learned `rho` asks for the gradients
-    it needs with ``inputs=``. Autograd keeps the mask and, where `rho` or `mask` wants a
-    gradient, the measurement-sized residual; only a mask that wants one keeps `x`.
+    that it needs with ``inputs=``. Autograd keeps the mask and, if `rho` or `mask` wants a gradient, the
+    residual, which has the measurement's size; it keeps `x` only for a mask that wants one.
     """
     args = _step("cassi_pgd_step", ("x", "rho"), x, y, mask, rho, step, hqs=False)
-    out = _reference_step(args) if args[-1] == "reference" else _step_op(*args)
+    out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
     return out if x.dim() == 4 else out.squeeze(0)
 
 
-def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: Step = 2) -> Tensor:
+def cassi_hqs_step(
+    w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2
+) -> Tensor:
     """The half-quadratic data step ``(Phi^T Phi + mu I)^-1 (Phi^T y + mu w)``, in closed form and one pass.
 
     Equation 9 of arXiv 2602.18697. ``Phi Phi^T`` is diagonal, so by Woodbury the step is
@@ -257,24 +260,28 @@ def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step:
     Differentiable as :func:`cassi_pgd_step` is.
     """
     args = _step("cassi_hqs_step", ("w", "mu"), w, y, mask, mu, step, hqs=True)
-    out = _reference_step(args) if args[-1] == "reference" else _step_op(*args)
+    out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
     return out if w.dim() == 4 else out.squeeze(0)
 
 
-def cassi_pgd_step_(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: Step = 2) -> Tensor:
-    """:func:`cassi_pgd_step` into `x` itself, and `x` back, for inference.
+def cassi_pgd_step_(
+    x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2
+) -> Tensor:
+    """:func:`cassi_pgd_step` in place, for inference: `x` becomes the new estimate, and is returned.
 
     Raises:
         RuntimeError: autograd would record the call.
-        ValueError, TypeError: as for :func:`cassi_pgd_step`; also where `x` is expanded or shares memory with
+        ValueError, TypeError: as for :func:`cassi_pgd_step`, and if `x` is expanded or shares memory with
             another argument. Dtypes must agree inside ``torch.autocast`` too.
     """
     args = _step("cassi_pgd_step_", ("x", "rho"), x, y, mask, rho, step, hqs=False)
     return _in_place(x, args)
 
 
-def cassi_hqs_step_(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: Step = 2) -> Tensor:
-    """:func:`cassi_hqs_step` into `w` itself, and `w` back, as :func:`cassi_pgd_step_` does."""
+def cassi_hqs_step_(
+    w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2
+) -> Tensor:
+    """:func:`cassi_hqs_step` in place, with `w` for `x`, as :func:`cassi_pgd_step_` is; the same errors."""
     args = _step("cassi_hqs_step_", ("w", "mu"), w, y, mask, mu, step, hqs=True)
     return _in_place(w, args)
 
@@ -288,49 +295,20 @@ def _in_place(x: Tensor, args: tuple) -> Tensor:
         raise RuntimeError(
             f"{name}_: the in-place step is for inference; call it under torch.no_grad(), or use {name}"
         )
-    return x.copy_(_reference_step(args, in_place=True).view_as(x))
+    *arguments, _ = args
+    return x.copy_(_reference_step(*arguments, in_place=True).view_as(x))
 
 
-def _reference_step(args: tuple, in_place: bool = False) -> Tensor:
-    cube, y, mask, scale, offsets, hqs, _ = args
+def _reference_step(
+    cube: Tensor,
+    y: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    offsets: list[int],
+    hqs: bool,
+    *,
+    in_place: bool = False,
+) -> Tensor:
     torch.ops.lorun.cassi_check_step(cube, y, mask, scale, offsets, hqs, in_place)
     step = reference.cassi_hqs_step if hqs else reference.cassi_pgd_step
     return step(cube, y, mask, scale, offsets)
-
-
-def shift(x: Tensor, step: Step = 2) -> Tensor:
-    """Move every band to the right by its offset, into zeros: ``(..., C, H, W)`` to ``(..., C, H, W')``.
-
-    Args:
-        x: a cube or a mask of any dtype, with C >= 1 bands in the third dimension from the end.
-        step: as in :func:`cassi_forward`; ``W' = W + max(o_c)``.
-
-    Raises:
-        ValueError: fewer than three dimensions, or a step that does not fit.
-        TypeError: `x` is not a tensor, or step is neither an int nor integers.
-    """
-    return reference.shift(x, _stack_offsets("shift", "x", x, step))
-
-
-def unshift(y: Tensor, step: Step = 2) -> Tensor:
-    """Undo :func:`shift`: ``(..., C, H, W')`` to ``(..., C, H, W)``, dropping what lies outside.
-
-    This brings a stored shifted mask to the unshifted coordinates that the other functions take.
-
-    Raises:
-        ValueError: fewer than three dimensions, a step that does not fit, or one that leaves no column.
-        TypeError: `y` is not a tensor, or step is neither an int nor integers.
-    """
-    offsets = _stack_offsets("unshift", "y", y, step)
-    if y.shape[-1] <= max(offsets):
-        raise ValueError(
-            f"unshift: y must be wider than the largest offset, {max(offsets)}, got shape {list(y.shape)}"
-        )
-    return reference.unshift(y, offsets)
-
-
-def _stack_offsets(op: str, name: str, stack: Tensor, step: Step) -> list[int]:
-    check_tensors(op, **{name: stack})
-    if stack.dim() < 3 or stack.shape[-3] == 0:
-        raise ValueError(f"{op}: {name} must be (..., C, H, W) with C >= 1, got shape {list(stack.shape)}")
-    return band_offsets(op, step, stack.shape[-3])

@@ -20,6 +20,7 @@ from lorun_kernels.lora_merge import merge_lora
 # merge.
 LAUNCHES = 3
 
+Stages = Sequence[nn.Module] | nn.ModuleList
 Parts = tuple[Tensor, Tensor, Tensor]
 
 
@@ -230,14 +231,14 @@ class StageWeights:
         ValueError: stages that do not share their layers, or share an adapter.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
+    def __init__(self, stages: Stages, dtype: torch.dtype | None = None) -> None:
         self._stages = [_adapted_layers(stage) for stage in stages]
         self._dtype = dtype
         self._plan: _Plan | None = None
         _check_alike(self._stages)
 
     @classmethod
-    def of(cls, stages: Sequence[nn.Module], dtype: torch.dtype | None = None) -> StageWeights | None:
+    def of(cls, stages: Stages, dtype: torch.dtype | None = None) -> StageWeights | None:
         """StageWeights of these stages, or None if they have no layers to merge at once."""
         try:
             return cls(stages, dtype)
@@ -284,6 +285,12 @@ class StageWeights:
         # A layer of another layout would copy its part of the scratch, a launch as its own merge is.
         in_place = (w is not None and w.is_contiguous(memory_format=torch.channels_last) for w in weights)
         return sum(in_place) > LAUNCHES
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """The size of a running stage's merged weights in bytes, in the dtype that they would have now."""
+        weights = [_parts(layer)[0] for layer in self._stages[0]]
+        return sum(weight.numel() for weight in weights) * self._scratch_dtype(weights[0]).itemsize
 
     def _scratch_dtype(self, weight: Tensor) -> torch.dtype:
         return self._dtype or called_dtype(weight)

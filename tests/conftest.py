@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,19 @@ def lorun_data() -> Path:
     if not folder:
         pytest.skip("LORUN_DATA is not set: it names the folder with Set11 and the published matrices")
     return Path(folder)
+
+
+def _relative_error(value: Tensor, expected: Tensor) -> float:
+    if value.numel() == 0:
+        return 0.0
+    expected = expected.double()
+    return ((value.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+@pytest.fixture
+def relative_error():
+    """relative_error(value, expected): the largest difference over the largest expected magnitude."""
+    return _relative_error
 
 
 def pytest_collection_modifyitems(items):

@@ -1,11 +1,14 @@
 // What a kernel of the low-rank convolution is given. No torch headers.
 //
-//   z[n, p, o] = bias[o] + sum_{c, ky, kx} W[o, c, ky, kx] * x[n, p * stride + (ky, kx) * dilation - padding,
-//   c] output = activation(z) + residual W[f] = base[f] + scaling * sum_j up[f / columns, j] * down[j, f %
-//   columns]
+//   z[n, o, p] = bias[o] + sum over c, ky, kx of W[o, c, ky, kx] * x[n, c, q]
+//            q = p * stride + (ky, kx) * dilation - padding
+//       output = activation(z) + residual
 //
-// where f = ((o * in_channels / groups + c) * kernel_h + ky) * kernel_w + kx is W's row-major index: Eq. 4 of
-// arXiv 2602.18697 and the factored form differ only in columns and inner.
+//         W[f] = base[f] + scaling * sum over j of up[f / columns, j] * down[j, f % columns]
+//            f = ((o * in_channels / groups + c) * kernel_h + ky) * kernel_w + kx
+//
+// f is W's row-major index. Eq. 4 of arXiv 2602.18697 and the factored form differ only in columns and inner,
+// the number of j.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// CASSI kernels on CPU: what csrc/cuda/cassi.h declares, without a stream.
+// CASSI kernels on CPU: what csrc/cuda/cassi/launchers.h declares, without a stream.
 #pragma once
 
 #include "common/cassi.h"

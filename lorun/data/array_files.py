@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,20 +34,20 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     - `.npz`: by key; `.npy`: one array under the key "array". Nothing pickled is read.
 
     The file is read in a child process that is kept for the next call, within a time and, on Linux, a memory
-    limit that grow with the file. A checksum is verified where the format carries one: .npz, compressed
-    MATLAB 5 to 7, and HDF5 data sets written with one. Elsewhere damage can go unseen in the values.
+    limit that grow with the file. A checksum is verified if the format carries one: .npz, compressed
+    MATLAB 5 to 7, and HDF5 data sets written with one. In other files, damaged values can go unnoticed.
 
     Raises:
         ValueError: another suffix; a damaged file, also one that crashes the reader, makes it hang or ask for
             too much memory; arrays beyond `MAX_BYTES` (4 GiB) together.
-        OSError: no such file, or one that may not be read.
+        OSError: no such file, or no permission to read it.
         ImportError: h5py or scipy is not installed.
     """
     return _shared.read(path)
 
 
 class ArrayReader:
-    """Owns the child process that :func:`read_arrays` reads in: started at need, replaced when it ends.
+    """Owns the child process that :func:`read_arrays` reads in: started when needed, replaced when it dies.
 
     Safe to share between threads, which wait for each other; a forked process gets a child of its own. The
     child ends with `close`, with this object, or with this process however that ends.
@@ -57,14 +58,14 @@ class ArrayReader:
 
     def __init__(self, seconds: float = SECONDS):
         self.seconds = seconds
-        self._process = None
+        self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
         _readers.add(self)
 
-    def __enter__(self):
+    def __enter__(self) -> "ArrayReader":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def read(self, path: str | Path) -> dict[str, np.ndarray]:
@@ -75,7 +76,7 @@ class ArrayReader:
             raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        path.open("rb").close()  # raises, naming the path, where it may not be read
+        path.open("rb").close()  # raises, naming the path, if it may not be read
         seconds = self.seconds + path.stat().st_size / BYTES_PER_SECOND
         request = {"path": os.path.abspath(path), "suffix": suffix, "seconds": math.ceil(seconds) + 1}
         with self._lock:
@@ -107,8 +108,8 @@ class ArrayReader:
         timer.start()
         finished = False
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            answer = _receive(process.stdout)
+            _pipe(process.stdin).write(json.dumps(request).encode() + b"\n")
+            answer = _receive(_pipe(process.stdout))
             finished = True
             return answer
         except (EOFError, OSError):
@@ -156,7 +157,7 @@ def _start() -> subprocess.Popen:
         env=environment,
     )
     try:
-        _receive(process.stdout)
+        _receive(_pipe(process.stdout))
     except (EOFError, ValueError) as error:
         process.kill()
         _close_pipes(process)
@@ -168,13 +169,19 @@ def _start() -> subprocess.Popen:
 
 
 def _close_pipes(process: subprocess.Popen) -> None:
-    process.stdin.close()
-    process.stdout.close()
+    _pipe(process.stdin).close()
+    _pipe(process.stdout).close()
 
 
-def _receive(stream) -> tuple[dict, dict[str, np.ndarray]]:
+def _pipe(pipe: IO[bytes] | None) -> Any:
+    """A pipe of a process that was started with one; unbuffered, so that it has readinto."""
+    assert pipe is not None
+    return pipe
+
+
+def _receive(stream: Any) -> tuple[dict, dict[str, np.ndarray]]:
     """One answer of the worker; its text is checked, because a damaged file may have damaged the worker."""
-    (length,) = array_worker.LENGTH.unpack(_take(stream, array_worker.LENGTH.size))
+    (length,) = array_worker.LENGTH.unpack(_take(stream, array_worker.LENGTH.size).data)
     if length > MAX_HEADER:
         raise ValueError("header too long")
     head = json.loads(_take(stream, length).tobytes())
@@ -191,9 +198,9 @@ def _receive(stream) -> tuple[dict, dict[str, np.ndarray]]:
     return head, arrays
 
 
-def _take(stream, count: int) -> np.ndarray:
+def _take(stream: Any, count: int) -> np.ndarray:
     taken = np.empty(count, np.uint8)
-    rest = memoryview(taken)
+    rest = memoryview(taken.data)
     while rest:
         got = stream.readinto(rest)
         if not got:

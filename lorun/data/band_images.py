@@ -1,5 +1,6 @@
 """A folder with one grey PNG for each spectral band, as the CAVE data set comes."""
 
+import io
 import re
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from PIL import Image, UnidentifiedImageError
 
 
 def read_band_images(folder: Path) -> np.ndarray:
-    """The PNG of a folder, in order of the last number in their names: (C, H, W) uint8 or uint16.
+    """The PNG files of a folder, ordered by the last number in their names: (C, H, W) uint8 or uint16.
 
-    Files of other kinds are left alone.
+    Files of other kinds are ignored.
 
     Raises:
         ValueError: no PNG; a name without a number, or two with the same; a band that is missing where they
@@ -55,9 +56,11 @@ def _numbered(folder: Path, paths: list[Path]) -> list[Path]:
 def _read_band(path: Path) -> np.ndarray:
     """(H, W) uint8 or uint16."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        content = io.BytesIO(path.read_bytes())
+        with Image.open(content, formats=("PNG",)) as image:
             image.verify()  # the checksums, which load() does not look at; then it must be opened again
-        with Image.open(path, formats=("PNG",)) as image:
+        content.seek(0)
+        with Image.open(content, formats=("PNG",)) as image:
             image.load()
             mode, values = image.mode, np.asarray(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -1,4 +1,4 @@
-"""Spectral cubes, coded-aperture masks and snapshots: reading them from the field's files, saving cubes."""
+"""Spectral cubes: reading them from the field's files, and saving them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +11,18 @@ from lorun.data.array_meaning import (
     Layout,
     choose,
     cube_layout,
-    finite,
     given_wavelengths,
-    mask_layout,
-    scaled,
     stored_wavelengths,
     unit_range,
 )
 from lorun.data.band_images import read_band_images
+from lorun.errors import ArgumentError
 from lorun.files import check_target, write_in_one_step
 
 CUBE_KEYS = ("img", "img_expand", "cube", "truth", "pred")
-MASK_KEYS = ("mask", "mask_3d", "mask_3d_shift")
-SNAPSHOT_KEYS = ("meas_real", "meas", "y")
 # In files of these kinds the cubes of CUBE_KEYS are (H, W, C).
 FIELD_SUFFIXES = (".mat", ".npz")
 MAT5_BYTES = 2**32
-# A calibration's noise may pass 1; a mask on the scale 0 to 255 does so by far.
-MOST_TRANSMISSION = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,8 @@ def read_cube(
                a (28, 256, 256) `img` is refused, not read as 256 bands.
         range: the value that means 1, by which all are divided: 65535, or 4095 for 12 bits. Integers and PNG
             need it. Floats without it must lie in [0, 1], and up to 1 + 1e-6 count as 1.
-        wavelengths: of all bands, in nm; by default those under the file's key `wavelengths`, unless empty.
+        wavelengths: of all bands, in nm; by default those under the file's key `wavelengths`, unless that is
+            empty.
 
     Raises:
         ValueError: an array, layout, scale or wavelength that is ambiguous or does not fit, NaN, Inf,
@@ -86,75 +81,11 @@ def read_cube(
         if cube_layout(name, values.shape, layout, nm, field) == "hwc":
             values = np.moveaxis(values, 2, 0)
     if nm is not None and len(nm) != len(values):
-        raise ValueError(
-            f"{path}: wavelengths (--wavelengths): expected one for each of the {len(values)} bands, "
-            f"got {len(nm)}"
+        raise ArgumentError(
+            "wavelengths",
+            f"{path}: wavelengths: expected one for each of the {len(values)} bands, got {len(nm)}",
         )
     return Cube(unit_range(name, values, range), nm)
-
-
-def read_mask(
-    path: str | Path, *, key: str | None = None, layout: Layout | None = None, bands: int = 28, step: int = 2
-) -> np.ndarray:
-    """Read a coded-aperture mask: (H, W) or (C, H, W) float32, finite, >= 0, in unshifted coordinates.
-
-    Args:
-        path: a .mat, .h5, .npz or .npy file.
-        key: the name of the array. Without it the file must hold one array of two or three dimensions, or one
-            by a name in `MASK_KEYS`; `mask` and `mask_3d_shift` are different calibrations, so a file with
-            both needs it.
-        layout: "hwc" or "chw" for a mask with bands. Without it, the band axis is the first or the last,
-            whichever has the length `bands`; where both have, it must be given.
-        bands: the number of bands C that a mask of three dimensions must have.
-        step: columns from one band to the next in `mask_3d_shift`, whose band c lies `step * c` columns to
-            the right; it comes back without the shift, W = W' - step * (C - 1).
-
-    Raises:
-        ValueError: an array or layout that is ambiguous or does not fit, NaN, Inf, negative values, nothing
-            but zeros, integers above 1 or floats above 2 (whose scale is unknown), or a damaged file.
-        OSError: no such file.
-    """
-    path = Path(path)
-    arrays = read_arrays(path)
-    key = choose(path, arrays, key, MASK_KEYS, (2, 3), "mask, (H, W), (H, W, C) or (C, H, W)")
-    mask, name = arrays[key], f"{path}: `{key}`"
-    if mask.ndim == 3 and mask_layout(name, mask.shape, layout, bands) == "hwc":
-        mask = np.moveaxis(mask, 2, 0)
-    values = finite(name, mask)
-    if mask.dtype.kind in "iu" and values.max() > 1:
-        raise ValueError(
-            f"{name}: expected transmissions as floats, or integers 0 and 1, got {mask.dtype} up to "
-            f"{values.max():g}; divide them by what means fully open and save floats"
-        )
-    if values.max() > MOST_TRANSMISSION:
-        raise ValueError(
-            f"{name}: expected transmissions, about 1 where fully open, got values up to {values.max():g}; "
-            "divide them by what means fully open"
-        )
-    if not values.any():
-        raise ValueError(f"{name}: lets no light through, all values are 0; use another mask")
-    return _unshift(name, values, step) if key == "mask_3d_shift" else values
-
-
-def read_snapshot(path: str | Path, *, key: str | None = None, range: float | None = None) -> np.ndarray:
-    """Read a measurement of a snapshot camera: (H, W') float32, finite, >= 0.
-
-    Args:
-        path: a .mat, .h5, .npz or .npy file.
-        key: the name of the array. Without it the file must hold one two-dimensional array, or one by a name
-            in `SNAPSHOT_KEYS`.
-        range: the value that means 1, by which all are divided. Integers need it, floats do not: a
-            measurement sums up many bands, so it has no maximum of its own.
-
-    Raises:
-        ValueError: an array or scale that is ambiguous or does not fit, NaN, Inf, negative values, or a
-            damaged file.
-        OSError: no such file.
-    """
-    path = Path(path)
-    arrays = read_arrays(path)
-    key = choose(path, arrays, key, SNAPSHOT_KEYS, (2,), "snapshot, (H, W)")
-    return scaled(f"{path}: `{key}`", arrays[key], range)
 
 
 def save_cube(path: str | Path, pred: np.ndarray, truth: np.ndarray | None = None) -> None:
@@ -185,16 +116,6 @@ def save_cube(path: str | Path, pred: np.ndarray, truth: np.ndarray | None = Non
         write_in_one_step(path, lambda part: _save_npz(part, arrays))
 
 
-def _unshift(name: str, mask: np.ndarray, step: int) -> np.ndarray:
-    width = mask.shape[-1] - step * (len(mask) - 1)
-    if mask.ndim != 3 or step < 0 or width < 1:
-        raise ValueError(
-            f"{name}: expected (C, H, W + step * (C - 1)) or the same as (H, W, C) with step = {step}, got "
-            f"{mask.shape}; pass the step that the camera has"
-        )
-    return np.stack([band[:, step * c : step * c + width] for c, band in enumerate(mask)])
-
-
 def _save_mat(part: Path, arrays: dict[str, np.ndarray]) -> None:
     import scipy.io  # as long to import as numpy, and needed here only
 
@@ -203,7 +124,7 @@ def _save_mat(part: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _save_npz(part: Path, arrays: dict[str, np.ndarray]) -> None:
     with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _bands_last(name: str, cubes: np.ndarray) -> np.ndarray:
@@ -212,11 +133,5 @@ def _bands_last(name: str, cubes: np.ndarray) -> np.ndarray:
         raise ValueError(f"{name}: must be floats (C, H, W) or (N, C, H, W), got {cubes.dtype} {cubes.shape}")
     values = np.moveaxis(cubes, -3, -1).astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError(f"{name}: holds NaN or Inf; mend those values first")
+        raise ValueError(f"{name}: holds NaN or Inf; fix those values first")
     return values
-
-
-def holds_real_snapshot(path: str | Path, key: str | None = None) -> bool:
-    """Whether `read_snapshot` takes a real camera's measurement from this file: the key `meas_real`."""
-    arrays = read_arrays(Path(path))
-    return choose(Path(path), arrays, key, SNAPSHOT_KEYS, (2,), "snapshot, (H, W)") == "meas_real"

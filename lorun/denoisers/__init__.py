@@ -1,6 +1,11 @@
 """Denoisers: modules called as denoiser(x, noise_level) that return an image like x."""
 
+from torch import nn
+
 from lorun.denoisers.transformer import SpectralTransformer
 from lorun.denoisers.unet import UNet
 
-__all__ = ["SpectralTransformer", "UNet"]
+# Made as DENOISERS[name](channels, width).
+DENOISERS: dict[str, type[nn.Module]] = {"unet": UNet, "transformer": SpectralTransformer}
+
+__all__ = ["DENOISERS", "SpectralTransformer", "UNet"]

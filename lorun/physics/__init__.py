@@ -3,5 +3,6 @@
 from lorun.physics.block_cs import BlockCS
 from lorun.physics.cassi import CASSI
 from lorun.physics.noise import GaussianNoise, ShotNoise
+from lorun.physics.physics import Physics
 
-__all__ = ["CASSI", "BlockCS", "GaussianNoise", "ShotNoise"]
+__all__ = ["CASSI", "BlockCS", "GaussianNoise", "Physics", "ShotNoise"]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorun.physics.physics import Physics, crop_to
 from lorun_kernels import merge_lora
 
 
@@ -23,7 +24,7 @@ def random_phi(ratio: float, block: int, generator: torch.Generator | None = Non
     return torch.linalg.qr(gaussian).Q.T.float().contiguous()
 
 
-class BlockCS(nn.Module):
+class BlockCS(Physics):
     """y = Phi x on non-overlapping `block` x `block` tiles of a one-channel image.
 
     Args:
@@ -34,6 +35,7 @@ class BlockCS(nn.Module):
             random orthonormal rows.
         learned: whether Phi is a trained parameter.
         adapter_rank: when above 0, Phi is frozen and trained through a low-rank update of that rank.
+        noise: a module that physics(x) applies to A(x), such as `GaussianNoise`.
 
     Images are (B, 1, H, W) in [0, 1], of any size: `A` pads with zeros at the bottom and the right to
     whole blocks. Measurements are (B, M, ceil(H / block), ceil(W / block)).
@@ -48,8 +50,9 @@ class BlockCS(nn.Module):
         phi: Tensor | None = None,
         learned: bool = True,
         adapter_rank: int = 0,
+        noise: nn.Module | None = None,
     ):
-        super().__init__()
+        super().__init__(noise)
         if block < 1:
             raise ValueError(f"block: expected a side of at least 1 pixel, got {block}")
         if phi is None:
@@ -81,6 +84,10 @@ class BlockCS(nn.Module):
         self.phi_up = nn.Parameter(self.phi.new_zeros(rows, rank))
         self.phi_down = nn.Parameter(torch.randn(rank, pixels).to(self.phi) / pixels**0.5)
 
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """A full Phi that is trained: its entries are small beside a network's."""
+        return {"phi_lr": [self.phi]} if self.phi.requires_grad else {}
+
     def matrix(self) -> Tensor:
         """The measurement matrix in use, (M, block^2)."""
         if self.adapter_rank == 0:
@@ -100,12 +107,6 @@ class BlockCS(nn.Module):
         self.check_measurement(y)
         x = self._to_image(_rows_of(y) @ self.matrix(), y.shape[2])
         return x if size is None else crop_to(x, size)
-
-    forward = A
-
-    def start(self, y: Tensor) -> Tensor:
-        """Where a network starts from: Phi^T y on whole blocks."""
-        return self.A_adjoint(y)
 
     def pgd_step(self, x: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
         """x - rho * Phi^T (Phi x - y), Eq. 5, on whole blocks."""
@@ -148,16 +149,6 @@ class BlockCS(nn.Module):
 def _rows_of(y: Tensor) -> Tensor:
     """The measurements of each block, (B, h * w, M)."""
     return y.flatten(2).mT
-
-
-def crop_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The upper-left `size` = (H, W) pixels of x: undoes the padding to whole blocks."""
-    height, width = size
-    if not (0 < height <= x.shape[-2] and 0 < width <= x.shape[-1]):
-        raise ValueError(
-            f"size: expected at most {tuple(x.shape[-2:])} for this measurement, got {(height, width)}"
-        )
-    return x[..., :height, :width]
 
 
 def _check_phi(phi: Tensor, ratio: float | None, block: int) -> None:

@@ -1,17 +1,18 @@
 """Coded-aperture snapshot spectral imaging: a mask codes bands, a prism shifts them, a sensor adds them."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 import lorun_kernels as lk
+from lorun.physics.physics import Physics
 from lorun.physics.smooth_start import smooth_start
 
 Start = Literal["smooth", "average", "shift_back", "adjoint"]
 
 
-class CASSI(nn.Module):
+class CASSI(Physics):
     """y = sum over bands of shift(mask_c * x_c): band c of the coded cube, moved right by step * c columns.
 
     Cubes are (B, C, H, W) in [0, 1]; measurements are (B, H, W + step * (C - 1)), a plain sum (TSA-Net, Meng
@@ -22,12 +23,14 @@ class CASSI(nn.Module):
             and not all 0. None leaves it to a `physics` that is given at each call of a network.
         bands: C.
         step: columns between neighbouring bands, or one offset >= 0 for each band.
-        start: what a network starts from. "smooth": the most probable cube where neighbouring pixels have
+        start: what a network starts from. "smooth": the most probable cube if neighbouring pixels have
             similar spectra (`smooth_start`), which is better than GAP-TV; "average": y over the measurement
             of a cube of ones, shifted back, in every band the mean of what meets in a pixel; "shift_back":
             y * 2 / C shifted back, the field's; "adjoint": Phi^T y.
         noise: a module that is applied to A(x) by physics(x), such as `GaussianNoise` or `ShotNoise`.
     """
+
+    _mask: Tensor | None
 
     def __init__(
         self,
@@ -37,27 +40,32 @@ class CASSI(nn.Module):
         start: Start = "smooth",
         noise: nn.Module | None = None,
     ):
-        super().__init__()
+        super().__init__(noise)
         if start not in get_args(Start):
             raise ValueError(f"start: expected one of {', '.join(get_args(Start))}, got {start!r}")
         check_step(step, bands)
         if mask is not None:
             check_mask(mask, bands)
-        self.bands, self.step, self.start_from, self.noise = bands, step, start, noise
+        self.bands, self.step, self.start_from = bands, step, start
+        self.channels = bands
         # Not persistent: a mask belongs to a camera, not to the weights that restore with it.
         self.register_buffer("_mask", mask, persistent=False)
 
     @classmethod
-    def from_shifted(cls, mask: Tensor, step: int | list[int] = 2, **options) -> "CASSI":
+    def from_shifted(cls, mask: Tensor, step: int | list[int] = 2, **options: Any) -> "CASSI":
         """From a stored shifted mask (C, H, W'), the field's `mask_3d_shift`: a calibration of its own."""
         if mask.dim() != 3:
             raise ValueError(f"mask: expected a shifted mask (C, H, W'), got {tuple(mask.shape)}")
         return cls(lk.unshift(mask, step), mask.shape[0], step, **options)
 
     @property
-    def channels(self) -> int:
-        """Channels of the image: its bands."""
-        return self.bands
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the mask; None without one."""
+        return None if self._mask is None else (self._mask.shape[-2], self._mask.shape[-1])
+
+    def for_size(self, size: tuple[int, int]) -> "CASSI":
+        """Itself if its mask has that size, else the camera with an open mask of it."""
+        return self if self.size == size else CASSI(torch.ones(size), self.bands, self.step, self.start_from)
 
     @property
     def mask(self) -> Tensor:
@@ -78,11 +86,6 @@ class CASSI(nn.Module):
         """Measure: (B, C, H, W) -> (B, H, W + step * (C - 1))."""
         self._check_cube(x)
         return lk.cassi_forward(x, self.mask, self.step)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A(x), with the noise of this camera where it has one."""
-        y = self.A(x)
-        return y if self.noise is None else self.noise(y)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """Phi^T y, (B, C, H, W), channels_last."""

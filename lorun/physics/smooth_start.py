@@ -7,6 +7,7 @@ that known, least squares alone separates the bands.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -28,8 +29,9 @@ class Camera(Protocol):
     """What `smooth_start` asks of a measurement model: `CASSI` has it."""
 
     bands: int
-    mask: Tensor
 
+    @property
+    def mask(self) -> Tensor: ...
     @property
     def offsets(self) -> list[int]: ...
     def A(self, x: Tensor) -> Tensor: ...
@@ -74,11 +76,11 @@ def _solve(camera: Camera, y: Tensor, guess: Tensor, rounds: int) -> Tensor:
 
     target = reduce(camera.back_project(y))
     weights = reduce(guess.contiguous()) / scale.pow(2).view(1, -1, 1, 1)
-    precondition = _preconditioner(camera, basis, scale, guess.shape[-2:])
+    precondition = _preconditioner(camera, basis, scale, (guess.shape[-2], guess.shape[-1]))
     edges = (weights.new_ones(()), weights.new_ones(()))
     for number in range(rounds):
         edges = _edges(weights) if number else edges
-        weights = _conjugate_gradients(lambda w, e=edges: normal(w, e), precondition, target, weights)
+        weights = _conjugate_gradients(partial(normal, edges=edges), precondition, target, weights)
     return expand(weights)
 
 

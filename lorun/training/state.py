@@ -1,19 +1,21 @@
-"""What a stopped run goes on from: parameters, Adam's moments, the step, the log and the settings."""
+"""What a stopped run continues from: parameters, Adam's moments, the step, the log and the settings."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorun.checkpoint import CheckpointError, assign_tensors, network_tensors, read_tensors, write_tensors
+from lorun.errors import ArgumentError
 from lorun.files import write_in_one_step
+from lorun.training.config import TrainConfig
+from lorun.training.recipe import config_from_dict, config_to_dict
 from lorun.unfolding import UnfoldingNetwork
 
 
 def save_state(net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, step: int, path: Path) -> None:
-    """Write everything that a run needs to go on: parameters, Adam's moments and the step."""
+    """Write everything that a run needs to continue: parameters, Adam's moments and the step."""
     tensors = {f"net.{name}": p.detach().cpu().contiguous() for name, p in network_tensors(net).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{key}": value.cpu().contiguous() for key, value in moments.items()}
@@ -21,7 +23,7 @@ def save_state(net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, step: in
 
 
 def load_state(net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, path: Path) -> int:
-    """Restore what `save_state` wrote; returns the step to go on from."""
+    """Restore what `save_state` wrote; returns the step to continue from."""
     try:
         tensors, header = read_tensors(path)
     except CheckpointError as error:
@@ -37,17 +39,25 @@ def load_state(net: UnfoldingNetwork, optimizer: torch.optim.Optimizer, path: Pa
     return header["step"]
 
 
-def claim_folder(out: Path, settings: dict[str, Any]) -> None:
+def claim_folder(out: Path, config: TrainConfig) -> None:
     """Record the settings in `out`; refuse a folder that belongs to another run."""
-    text = json.dumps(settings, indent=1)
     path = out / "config.json"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(config_to_dict(config), indent=1)
         write_in_one_step(path, lambda part: part.write_text(text))
-    elif path.read_text() != text:
-        raise ValueError(
-            f"{out}: holds a run with other settings; choose another --out, or remove that folder"
+    elif not _records(path, config):
+        raise ArgumentError(
+            "out", f"{out}: holds a run with other settings; choose another folder, or remove that one"
         )
+
+
+def _records(path: Path, config: TrainConfig) -> bool:
+    """Whether a run's folder was claimed with these settings."""
+    try:
+        return config_from_dict(json.loads(path.read_text())) == config
+    except (ValueError, TypeError):
+        return False
 
 
 def truncate_log(path: Path, steps: int) -> None:

@@ -2,15 +2,15 @@
 
 import pytest
 
-from lorun.training import loop, train
+from lorun.training import phase, train
 
 
 @pytest.fixture
 def train_until(monkeypatch):
-    """train_until(steps, config, out): a run that is interrupted after so many steps."""
+    """train_until(steps, config, out): a run that is interrupted after that many steps."""
 
     def stopped(steps, config, out):
-        done, real_step = [], loop.train_step
+        done, real_step = [], phase.train_step
 
         def step(*args):
             if len(done) == steps:
@@ -19,7 +19,7 @@ def train_until(monkeypatch):
             return real_step(*args)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(loop, "train_step", step)
+            patch.setattr(phase, "train_step", step)
             train(config, out)
 
     return stopped

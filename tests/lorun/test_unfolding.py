@@ -42,7 +42,7 @@ def test_hqs_is_equations_9_and_11():
     net = network(algorithm="hqs").double()
     randomise(net)
     y = net.physics.A(torch.rand(1, 1, 8, 8).double())
-    phi, mu, lam = net.physics.phi, net.step, net.lam
+    phi, mu, lam = net.physics.phi, net.step_size, net.lam
     w = (phi.T @ y.flatten()).view(1, 1, 8, 8)
     for k in range(3):
         system = phi.T @ phi + mu[k] * torch.eye(64, dtype=torch.float64)
@@ -63,10 +63,10 @@ def test_the_papers_parameter_counts():
 
 def test_scalars_start_at_a_half_and_stay_positive():
     net = network()
-    torch.testing.assert_close(net.step, torch.full((3,), 0.5))
+    torch.testing.assert_close(net.step_size, torch.full((3,), 0.5))
     torch.testing.assert_close(net.lam, torch.full((3,), 0.5))
     net.raw_step.data.fill_(-20)
-    assert (net.step > 0).all()
+    assert (net.step_size > 0).all() and torch.equal(net.step, net.step_size)
     assert torch.isfinite(net(torch.rand(1, 16, 1, 1))).all()
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 def check(name: str, *arguments) -> None:
     """Runs in a worker: the first import of Triton is there, after its mode is set."""
-    import staged_network_checks
+    from tests.lorun import staged_network_checks
 
     getattr(staged_network_checks, name)(*arguments)
 

@@ -11,16 +11,13 @@ from lorun.checkpoint import load_network
 from lorun.data import (
     CASSI_WAVELENGTHS,
     interpolate_bands,
-    list_photos,
     read_cube,
-    read_grey,
     read_mask,
 )
 from lorun.evaluate import averages, evaluate
-from lorun.metrics import psnr
-from lorun.restore_spectral import load_methods
-from lorun.spectral_restorer import measure
-from lorun.zoo import MODELS, load_model, model_for_ratio, model_path
+from lorun.tasks import TASKS
+from lorun.tasks.task import Scene
+from lorun.zoo import MODELS, load_methods, model_path, shipped_for
 
 # Shared-9 by the same recipe and for the same number of steps in all, both phases without adapters.
 SHARED_AFTER_ALL_STEPS = Path(__file__).parents[1] / "data" / "cs25-unet-shared9-2300-steps.safetensors"
@@ -44,7 +41,8 @@ def test_the_names_are_listed_and_created():
     assert {p.dtype for p in net.parameters()} == {torch.float32}
     fresh = lorun.create_model("cs25-unet-lorun9", pretrained=False)
     assert fresh.denoisers[0].last.lora_up.abs().sum() == 0
-    assert model_for_ratio(0.25) == "cs25-unet-lorun9"
+    cs = TASKS["cs"]
+    assert cs.default_model(cs.restore_options(), shipped_for("cs")) == "cs25-unet-lorun9"
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -59,11 +57,17 @@ def test_they_were_never_trained_on_the_test_images():
         assert not any(word in path for path in notes["data"] for word in ("set11", "test", "feathers"))
 
 
+def test_tiles_are_for_networks():
+    with pytest.raises(ValueError, match="tile: is for networks, and gap-tv and smooth-start work on whole"):
+        load_methods(["gap-tv", "smooth-start"], TASKS["cassi"], tile=200)
+
+
 def test_set11_at_25_percent(lorun_data):
-    images = {path.stem: read_grey(path) for path in list_photos(lorun_data / "test" / "set11")}
-    assert len(images) == 11
+    task = TASKS["cs"]
+    scenes = task.scenes(lorun_data / "test" / "set11", task.eval_options(), None)
+    assert len(scenes) == 11
     names = ("cs25-unet-shared9", "cs25-unet-lorun9", str(SHARED_AFTER_ALL_STEPS))
-    scores = evaluate(images, {name: lorun.Restorer(load_model(name)[0]) for name in names})
+    scores, _ = evaluate(task, scenes, load_methods(names, task)[0], "cs")
     base, adapted, control = (s.psnr for s in averages(scores) if "start" not in s.method)
     assert adapted >= 30.5
     assert adapted > base and adapted > control
@@ -79,15 +83,16 @@ def test_cassi_on_feathers(lorun_data):
     cube = read_cube(lorun_data / "hsi" / "test" / "cave_feathers.npz")
     whole = interpolate_bands(cube.values, cube.wavelengths, np.array(CASSI_WAVELENGTHS))
     mask = read_mask(lorun_data / "cassi" / "mask" / "tsa_sim_mask_256.mat")
-    scenes = [whole[:, top : top + 256, left : left + 256] for top in (0, 256) for left in (0, 256)]
-    control = str(CASSI_SHARED_AFTER_ALL_STEPS)
-    methods = load_methods(["cassi-unet-lorun9", "smooth-start", "gap-tv", control])
-    quality = {
-        name: np.mean(
-            [psnr(method.restore(measure(scene, mask), mask), scene, "cassi-mst") for scene in scenes]
-        )
-        for name, method in methods.items()
-    }
+    camera = lorun.physics.CASSI(torch.from_numpy(mask))
+    scenes = [
+        Scene("quadrant", (256, 256), whole[:, top : top + 256, left : left + 256], physics=camera)
+        for top in (0, 256)
+        for left in (0, 256)
+    ]
+    task, control = TASKS["cassi"], str(CASSI_SHARED_AFTER_ALL_STEPS)
+    methods, _ = load_methods(["cassi-unet-lorun9", "smooth-start", "gap-tv", control], task)
+    scores, _ = evaluate(task, scenes, methods, "cassi-mst")
+    quality = {score.method: score.psnr for score in averages(scores)}
     assert quality["cassi-unet-lorun9"] > quality["gap-tv"] + 3.5
     assert quality["cassi-unet-lorun9"] > quality["smooth-start"] + 0.5
     assert quality[control] > quality["smooth-start"] + 0.5

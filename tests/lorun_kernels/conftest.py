@@ -82,16 +82,3 @@ def conv_sample(request) -> ConvSample:
 @pytest.fixture
 def make_conv_sample() -> type[ConvSample]:
     return ConvSample
-
-
-def _relative_error(value: Tensor, expected: Tensor) -> float:
-    if value.numel() == 0:
-        return 0.0
-    expected = expected.double()
-    return ((value.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
-
-
-@pytest.fixture
-def relative_error():
-    """relative_error(value, expected): the largest difference over the largest expected magnitude."""
-    return _relative_error

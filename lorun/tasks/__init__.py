@@ -1,0 +1,11 @@
+"""The tasks. A new one is a folder here, and one line below; the first is the default."""
+
+from lorun.tasks.cassi import SnapshotSpectralImaging
+from lorun.tasks.cs import CompressiveSensing
+from lorun.tasks.task import Task
+
+TASKS: dict[str, Task] = {
+    "cs": CompressiveSensing(),
+    "cassi": SnapshotSpectralImaging(),
+}
+DEFAULT_TASK = next(iter(TASKS))

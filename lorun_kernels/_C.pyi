@@ -1,3 +1,0 @@
-"""The compiled module: importing it registers torch.ops.lorun."""
-
-def build_info() -> dict: ...
