@@ -46,9 +46,7 @@ def _identity(layer: FusedLoRAConv2d) -> tuple:
     An address alone does not say it: moved away and back in another layout, a weight can lie where it lay.
     """
     weight, up, down = _parts(layer)
-    where = (weight.data_ptr(), weight.stride(), weight.dtype, weight.device)
-    factors = ((factor.shape, factor.dtype, factor.device) for factor in (up, down))
-    return layer.scaling, *where, *factors
+    return weight.data_ptr(), weight.stride(), weight.dtype, up.numel(), down.numel(), layer.scaling
 
 
 def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
@@ -68,6 +66,12 @@ def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
                     "have the same rank, form and scaling; make the stages with FusedLoRAConv2d.from_conv"
                 )
     every_layer = [layer for layers in stages for layer in layers]
+    for weight, up, down in map(_parts, every_layer):
+        if up.dim() != 2 or down.dim() != 2 or up.shape[0] * down.shape[1] != weight.numel():
+            raise ValueError(
+                f"StageWeights: expected lora_up and lora_down to be factors of {list(weight.shape)}, "
+                f"got {list(up.shape)} and {list(down.shape)}; undo what shards or flattens them"
+            )
     kinds = {(tensor.dtype, tensor.device) for layer in every_layer for tensor in _parts(layer)}
     if len(kinds) > 1:
         raise ValueError(f"StageWeights: all layers must have one dtype and device, got {kinds}")
@@ -141,7 +145,8 @@ def _merged_at_once(
 
 
 def _joined(factors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([factor.reshape(-1) for factor in factors])
+    # torch.cat of flat views, all of it in C++: half the time.
+    return torch._utils._flatten_dense_tensors(factors)
 
 
 class _StageMerge(torch.autograd.Function):
@@ -325,6 +330,8 @@ class StageWeights:
         """The merged weights of a stage's layers; differentiable if one launch merges them."""
         plan, layers = self._plan_for(stage), self._stages[stage]
         weights, ups, downs = zip(*map(_parts, layers), strict=True)
+        if len({(factor.dtype, factor.device) for factor in (weights[0], *ups, *downs)}) > 1:
+            _check_alike(self._stages)
         dtype = self._scratch_dtype(weights[0])
         ops = stage_ops(weights[0], dtype)
         if ops is None:

@@ -7,10 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.triton_workers import call, triton_workers
+
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def interpret():
+    """interpret("MODULE:FUNCTION", *arguments) runs a check in Triton's interpreter, and raises its errors.
+
+    One process serves all tests: it takes seconds to start.
+    """
+    pytest.importorskip("triton", reason="Triton is not installed")
+    with triton_workers(interpret=True, count=1) as pool:
+        yield lambda function, *arguments: pool.submit(call, function, *arguments).result()
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ from torch.autograd.profiler import profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorun.denoisers import UNet
 from lorun.physics import BlockCS
 from lorun.unfolding import UnfoldingNetwork
-from lorun_kernels import stage_weights, use_backend
+from lorun_kernels import ConvAct, stage_weights, use_backend
 from lorun_kernels.backends import stage_ops
 
 MERGE, MERGE_BACKWARD = "lorun_triton::lora_merge_stage", "lorun_triton::lora_merge_stage_backward"
@@ -24,10 +23,30 @@ STAGES = 2
 INTERPRETER = threading.Lock()
 
 
+class Denoiser(nn.Module):
+    """Four layers of some rank, which is enough to merge at once, and one with a full additive weight."""
+
+    downscale = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry = ConvAct(2, 4, 3, padding=1, activation="gelu")
+        self.local = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.first = ConvAct(8, 4, 3, padding=1, activation="gelu")
+        self.second = ConvAct(4, 4, 3, padding=1)
+        self.last = ConvAct(4, 1, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        image = torch.cat([x, level.to(x.dtype).expand_as(x)], 1)
+        h = self.entry(image.contiguous(memory_format=torch.channels_last))
+        return x + self.last(self.second(self.first(h, self.local(h)), residual=h))
+
+
 def _network(algorithm: str = "pgd") -> tuple[UnfoldingNetwork, UnfoldingNetwork, torch.Tensor]:
     """A network, the same one that merges layer by layer, and a measurement."""
     torch.manual_seed(0)
-    net = UnfoldingNetwork(BlockCS(0.25, block=8), UNet(width=3), STAGES, "lorun", algorithm)
+    net = UnfoldingNetwork(BlockCS(0.25, block=8), Denoiser(), STAGES, "lorun", algorithm)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -77,6 +96,8 @@ def check_training(dtype: torch.dtype | None) -> None:
             restored = net(y)
         return [restored, *_gradients(net, restored)]
 
+    with use_backend("aten"), torch.inference_mode():
+        net(y)
     found, merges = _counts(lambda: both(net))
     expected, none = _counts(lambda: both(plain))
     assert merges == [STAGES, STAGES] and none == [0, 0]
@@ -142,7 +163,7 @@ def check_moves() -> None:
         y = y.to(net.raw_step.dtype)
         found, merges = _counts(lambda y=y: net(y))
         expected, _ = _counts(lambda y=y: plain(y))
-        # Of UNet's 16 adapted layers, one is 1 x 1 and lies in both layouts.
+        # One of the layers is 1 x 1, whose weight has both layouts.
         assert merges == [merged, 0], (options, merges)
         _assert_close([found], [expected])
 
@@ -239,8 +260,30 @@ def check_parameters_that_are_replaced() -> None:
             torch.autograd.grad(expected.sum(), list(others.values())),
         )
     for changed in (net, plain):
-        changed.denoisers[0].bottom.first.scaling = 0.5
-        changed.denoisers[1].last = nn.Conv2d(3, 1, 1, bias=False)
+        changed.denoisers[0].first.scaling = 0.5
+        changed.denoisers[1].last = nn.Conv2d(4, 1, 1, bias=False)
         nn.init.ones_(changed.denoisers[1].last.weight)
-        nn.utils.parametrizations.orthogonal(changed.denoisers[1].bottom.first, "lora_up")
+        nn.utils.parametrizations.orthogonal(changed.denoisers[1].first, "lora_up")
     _assert_close([_counts(lambda: net(y))[0]], [_counts(lambda: plain(y))[0]])
+
+
+def check_parameters_that_are_elsewhere_until_a_layer_is_called() -> None:
+    """As a framework that shards them keeps them."""
+    net, plain, y = _network()
+    expected, _ = _counts(lambda: plain(y))
+    for denoiser in net.denoisers:
+        for layer in (denoiser.entry, denoiser.first):
+            shape = layer.lora_up.shape
+            layer.lora_up.data = layer.lora_up.data.flatten()
+
+            def gather(layer, _, shape=shape):
+                layer.lora_up.data = layer.lora_up.data.view(shape)
+
+            def shard(layer, *_):
+                layer.lora_up.data = layer.lora_up.data.flatten()
+
+            layer.register_forward_pre_hook(gather)
+            layer.register_forward_hook(shard)
+    found, merges = _counts(lambda: net(y))
+    assert merges == [0, 0]
+    _assert_close([found], [expected])

@@ -1,4 +1,4 @@
-"""Sample inputs shared by the correctness, gradient, opcheck and compile tests of the low-rank ops."""
+"""Sample inputs shared by the correctness, gradient, opcheck and compile tests of the ops."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.lorun_kernels.cassi_samples import SAMPLES, CassiSample
+
 
 @dataclass(frozen=True)
 class ConvSample:
-    """One low-rank convolution; `tensors` draws its operands in any dtype, `options` are the op's others."""
+    """A low-rank convolution; `tensors` draws its operands in any dtype, `options` are the rest."""
 
     in_channels: int = 4
     out_channels: int = 6
@@ -82,3 +84,8 @@ def conv_sample(request) -> ConvSample:
 @pytest.fixture
 def make_conv_sample() -> type[ConvSample]:
     return ConvSample
+
+
+@pytest.fixture(params=SAMPLES.values(), ids=SAMPLES.keys())
+def sample(request) -> CassiSample:
+    return request.param

@@ -1,4 +1,4 @@
-"""Which backend runs, how it is chosen, and what is said of one that cannot."""
+"""Which backend runs, how it is chosen, and what is said of one that cannot run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_use_backend_refuses_what_it_does_not_know():
         pass
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="every backend can run where there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, every backend can run")
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_use_backend_refuses_what_cannot_run_and_says_why(name):
     reason = lk.available_backends()[name]
@@ -97,7 +97,7 @@ def test_importing_the_package_imports_no_triton_and_starts_no_cuda():
 
 
 def test_the_measured_table_is_read_row_by_row(monkeypatch):
-    # A name that can run everywhere stands for a GPU's backend.
+    # The name of a backend that runs everywhere stands in for that of a GPU.
     rows = [(3, 28, 28, 1000, "cpu"), (3, None, 28, 500, "reference"), (1, None, None, float("inf"), "cpu")]
     monkeypatch.setattr(backends, "LORA_DEFAULTS", rows)
 

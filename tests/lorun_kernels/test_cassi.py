@@ -2,80 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
 
 import lorun_kernels as lk
 from lorun_kernels import reference
+from tests.lorun_kernels.cassi_samples import CassiSample
 
 MASK_FORMS = {2: "(H, W)", 3: "(C, H, W)", 4: "(B, C, H, W)"}
-# What one rounding of a sum in float32, or of the result to half precision, leaves.
+# The error of one rounding of a sum in float32, or of the result to half precision.
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-
-
-@dataclass(frozen=True)
-class CassiSample:
-    batch: int = 2
-    bands: int = 5
-    height: int = 3
-    width: int = 7
-    step: int | tuple[int, ...] = 2
-
-    @property
-    def offsets(self) -> list[int]:
-        if isinstance(self.step, int):
-            return [self.step * band for band in range(self.bands)]
-        return list(self.step)
-
-    @property
-    def measured(self) -> int:
-        return self.width + max(self.offsets)
-
-    @property
-    def cube_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.bands, self.height, self.width)
-
-    def draw(self, mask_dim: int, dtype=torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and a mask a third of which is closed, with one closed row."""
-        x = torch.randn(self.cube_shape, dtype=torch.float64)
-        y = torch.randn(self.batch, self.height, self.measured, dtype=torch.float64)
-        mask = torch.rand(self.cube_shape[4 - mask_dim :], dtype=torch.float64)
-        mask = mask * (torch.rand_like(mask) > 1 / 3)
-        mask[..., 0, :] = 0
-        return x.to(dtype), y.to(dtype), mask.to(dtype)
-
-    def dense_phi(self, mask: Tensor) -> Tensor:
-        """Phi of every sample as a matrix, entry by entry: (B, H * W', C * H * W)."""
-        full = mask.double().expand(self.cube_shape)
-        b, c, h, w = self.cube_shape
-        phi = torch.zeros(b, h, self.measured, c, h, w, dtype=torch.float64)
-        for band, offset in enumerate(self.offsets):
-            for row in range(h):
-                for column in range(w):
-                    phi[:, row, column + offset, band, row, column] = full[:, band, row, column]
-        return phi.reshape(b, h * self.measured, c * h * w)
-
-
-SAMPLES = {
-    "step 2": CassiSample(),
-    "step 0": CassiSample(step=0),
-    "step 1, 8 bands": CassiSample(bands=8, width=13, step=1),
-    "step 3, wider than the row": CassiSample(bands=6, width=4, step=3),
-    "one band": CassiSample(bands=1),
-    "one column": CassiSample(width=1),
-    "one pixel": CassiSample(batch=1, bands=1, height=1, width=1),
-    "29 bands": CassiSample(batch=1, bands=29, height=2, width=31),
-    "irregular": CassiSample(bands=4, step=(3, 0, 7, 3)),
-    "shifted from the start": CassiSample(bands=3, step=(2, 4, 6)),
-}
-
-
-@pytest.fixture(params=SAMPLES.values(), ids=SAMPLES.keys())
-def sample(request) -> CassiSample:
-    return request.param
 
 
 @pytest.fixture(params=MASK_FORMS, ids=MASK_FORMS.values())
@@ -296,23 +233,3 @@ def test_a_nan_stays_in_its_row():
     out = lk.cassi_hqs_step(x, y, mask, 0.5)
     assert out[0, :, 1].isnan().any()
     assert torch.isfinite(out[0, :, ::2]).all() and torch.isfinite(out[1]).all()
-
-
-@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
-def test_shift_moves_each_band_and_unshift_brings_it_back(sample, leading):
-    bands = torch.randn(*leading, *sample.cube_shape[1:])
-    moved = lk.shift(bands, sample.step)
-    expected = torch.zeros(*leading, sample.bands, sample.height, sample.measured)
-    for band, offset in enumerate(sample.offsets):
-        expected[..., band, :, offset : offset + sample.width] = bands[..., band, :, :]
-    assert torch.equal(moved, expected)
-    assert torch.equal(lk.unshift(moved, sample.step), bands)
-
-
-def test_a_stored_shifted_mask_is_its_own_calibration():
-    """One that is not a shifted 2-D mask gives its own measurement: the shifted cube times it, summed."""
-    sample = CassiSample()
-    x, _, _ = sample.draw(2)
-    stored = torch.rand(sample.bands, sample.height, sample.measured, dtype=torch.float64)
-    expected = (stored * lk.shift(x)).sum(1)
-    torch.testing.assert_close(lk.cassi_forward(x, lk.unshift(stored)), expected)

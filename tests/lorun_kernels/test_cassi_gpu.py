@@ -21,7 +21,7 @@ SHAPES = {
     "irregular": ((2, 4, 5, 33), (3, 0, 7, 3)),
 }
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-# Sums over the whole cube lose a few more digits than one row's.
+# Sums over the whole cube lose a few more digits than sums over a row.
 GRADIENT_TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 6e-3}
 USUAL_DTYPES = (torch.float32, torch.bfloat16)
 STEPS = {
@@ -85,7 +85,7 @@ def test_every_op_agrees_with_the_reference(backend, case, relative_error):
 def test_gradients_agree_with_the_reference(backend, case, name, relative_error):
     shape, step, _, dtype, _ = case
     values, _ = draw(*case)
-    # An element of the mask that is closed has a kink where nothing else is measured.
+    # A closed element of the mask has a kink in pixels in which nothing else is measured.
     values[2] = values[2] + 0.125
     leaves = [v.detach().requires_grad_() for v in values]
     exact = [v.detach().double().requires_grad_() for v in values]

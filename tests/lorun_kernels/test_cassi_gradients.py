@@ -53,7 +53,7 @@ def test_gram_gradcheck(mask_shape, step):
 @pytest.mark.parametrize("name", STEPS)
 def test_steps_gradcheck_in_every_tensor(name, mask_shape, step, scale_shape):
     x, y, mask, scale = draw(mask_shape, step, scale_shape=scale_shape)
-    # Where the gram is 0, mu does nothing, and a closed mask opens with a kink of the HQS step.
+    # If the gram is 0, mu does nothing, and the HQS step has a kink at which a closed mask opens.
     open_mask = (mask.detach() + 0.1).requires_grad_()
     assert torch.autograd.gradcheck(lambda *args: STEPS[name](*args, step), (x, y, open_mask, scale))
 
@@ -119,7 +119,7 @@ def test_second_order_in_mask_and_scale_is_refused(name, scale_name):
     for of, by in [(x, mask), (x, scale), (mask, x), (scale, x), (scale, scale), (mask, y)]:
         with pytest.raises(RuntimeError, match=message):
             torch.autograd.grad(first(of).sum(), by)
-    # The same graph gives what is supported.
+    # The same graph gives the gradients that are supported.
     assert torch.isfinite(torch.autograd.grad(first(x).square().sum(), [x, y])[0]).all()
 
 

@@ -1,4 +1,4 @@
-"""A data step allocates its output and, once, one row per thread."""
+"""A data step allocates its output and, once, a row for each thread."""
 
 from __future__ import annotations
 

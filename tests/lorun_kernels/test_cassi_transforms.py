@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, torch.vmap, autocast and opcheck of the CASSI ops."""
+"""torch.compile, torch.export, autocast and opcheck of the CASSI ops."""
 
 from __future__ import annotations
 
@@ -133,51 +133,6 @@ def test_opcheck(mask_shape):
         for wanted in ([True] * 4, [True, False, False, False], [False, True, True, False]):
             args = (plain[0], plain[1], plain[0], plain[2], plain[3], offsets, hqs, wanted, "cpu")
             torch.library.opcheck(ops.cassi_step_backward, args)
-
-
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("mapped_mask", [False, True])
-@pytest.mark.parametrize("mask_shape", MASK_SHAPES, ids=str)
-def test_vmap_is_a_loop(name, mapped_mask, mask_shape):
-    x, y, scale = torch.rand(3, 2, 4, 3, 5), torch.rand(2, 3, 3, 11), torch.rand(3, 2)
-    mask = torch.rand(*((3,) if mapped_mask else ()), *mask_shape)
-    in_dims = (0, 1, 0 if mapped_mask else None, 0)
-    mapped = torch.vmap(STEPS[name], in_dims)(x, y, mask, scale)
-    for i in range(3):
-        torch.testing.assert_close(
-            mapped[i], STEPS[name](x[i], y[:, i], mask[i] if mapped_mask else mask, scale[i])
-        )
-    forward = torch.vmap(lk.cassi_forward, (0, in_dims[2]))(x, mask)
-    adjoint = torch.vmap(lambda y, m: lk.cassi_adjoint(y, m, 4), (1, in_dims[2]))(y, mask)
-    for i in range(3):
-        each = mask[i] if mapped_mask else mask
-        torch.testing.assert_close(forward[i], lk.cassi_forward(x[i], each))
-        torch.testing.assert_close(adjoint[i], lk.cassi_adjoint(y[:, i], each, 4))
-
-
-def test_vmap_over_unbatched_samples_and_one_scale_each():
-    x, y, mask = torch.rand(6, 4, 3, 5), torch.rand(6, 3, 11), torch.rand(3, 5)
-    scale = torch.rand(6)
-    mapped = torch.vmap(lk.cassi_hqs_step, (0, 0, None, 0))(x, y, mask, scale)
-    torch.testing.assert_close(mapped, lk.cassi_hqs_step(x, y, mask, scale))
-    fixed = torch.vmap(lambda x, y: lk.cassi_hqs_step(x, y, mask, 0.5))(x, y)
-    torch.testing.assert_close(fixed, lk.cassi_hqs_step(x, y, mask, 0.5))
-
-
-def test_vmap_in_place_steps_each_sample():
-    x, y, mask = torch.rand(6, 4, 3, 5), torch.rand(6, 3, 11), torch.rand(3, 5)
-    expected = lk.cassi_hqs_step(x, y, mask, 0.5)
-    torch.vmap(lambda x, y: lk.cassi_hqs_step_(x, y, mask, 0.5))(x, y)
-    torch.testing.assert_close(x, expected)
-
-
-def test_gradients_pass_through_vmap():
-    x, y, mask, scale = (t.requires_grad_() for t in draw())
-    mapped = torch.vmap(lk.cassi_hqs_step, (0, 0, None, 0))(x, y, mask, scale)
-    got = torch.autograd.grad(mapped.square().sum(), [x, y, mask, scale])
-    expected = torch.autograd.grad(lk.cassi_hqs_step(x, y, mask, scale).square().sum(), [x, y, mask, scale])
-    for value, true in zip(got, expected, strict=True):
-        torch.testing.assert_close(value, true)
 
 
 def test_autocast_meets_in_the_widest_type_and_rounds_no_measurement():

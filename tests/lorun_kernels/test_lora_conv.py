@@ -138,7 +138,7 @@ def test_padding_is_read_as_conv2d_reads_it(make_conv_sample, padding, kernel):
 def test_gradcheck(conv_sample):
     tensors = conv_sample.tensors(torch.float64, requires_grad=True)
     if tensors[0].numel() == 0:
-        # Nothing to difference: an empty sum's gradients are zero.
+        # There is nothing to difference: the gradients of an empty sum are zero.
         assert not any(grad.any() for grad in run(lora_conv2d, tensors, conv_sample.options))
         return
     assert torch.autograd.gradcheck(

@@ -57,7 +57,7 @@ def test_gradcheck(sample):
     tensors, scaling = sample
     operands = cast(tensors, torch.float64, requires_grad=True)
     if operands[0].numel() == 0:
-        # Nothing to difference: an empty sum's gradients are zero.
+        # There is nothing to difference: the gradients of an empty sum are zero.
         grads = torch.autograd.grad(lora_linear(*operands, scaling).sum(), operands)
         assert not any(grad.any() for grad in grads)
         return
@@ -102,3 +102,19 @@ def test_second_order_gradients_are_refused_by_name():
     tensors = [torch.randn(s, requires_grad=True) for s in [(3, 6), (5, 6), (5, 2), (2, 6)]]
     with pytest.raises(RuntimeError, match="lora_linear: second-order gradients are not supported"):
         torch.autograd.grad(lora_linear(*tensors).sum(), tensors[0], create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        ([(3, 7), (5, 6), (5, 2), (2, 6)], "input must have 6 features"),
+        ([(3, 6), (5, 6), (5, 0), (0, 6)], "between 1 and 5 .* got 0"),
+        ([(3, 6), (5, 6), (5, 6), (6, 6)], "between 1 and 5 .* got 6"),
+        ([(3, 6), (5, 6), (4, 2), (2, 6)], r"lora_up must have shape \[5, 2\]"),
+        ([(3, 6), (5, 6), (5, 2), (3, 6)], r"lora_down must have shape \[2, 6\]"),
+        ([(3, 6), (5, 6, 1), (5, 2), (2, 6)], "weight must have 2 dimensions"),
+    ],
+)
+def test_lora_linear_refuses_by_name(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        lora_linear(*map(torch.randn, shapes))

@@ -54,3 +54,17 @@ def test_second_order_gradients_are_refused_by_name(make_conv_sample):
     _, weight, up, down, _ = make_conv_sample().tensors(requires_grad=True)
     with pytest.raises(RuntimeError, match="merge_lora: second-order gradients are not supported"):
         torch.autograd.grad(merge_lora(weight, up, down).sum(), up, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "shapes, form, message",
+    [
+        ([(6, 4, 3, 3), (18, 6), (6, 13)], "reshape", r"lora_down must have shape \[6, 12\]"),
+        ([(6, 4, 3, 3), (18, 6), (6, 12)], "factored", "lora_up must have shape"),
+        ([(6, 4, 3, 3), (18, 6), (6, 12)], "low", "form must be"),
+        ([(6, 4, 3), (18, 6), (6, 12)], "reshape", "weight must have 2 or 4 dimensions"),
+    ],
+)
+def test_merge_lora_refuses_by_name(shapes, form, message):
+    with pytest.raises(ValueError, match=message):
+        merge_lora(*map(torch.randn, shapes), form=form)

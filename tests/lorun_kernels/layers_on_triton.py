@@ -1,4 +1,4 @@
-"""What test_lora_backends.py checks, in the interpreter: the public layers on the Triton backend."""
+"""What test_*_triton.py check, in the interpreter: the public layers on the Triton backend."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _run(backend, function, tensors, dtype=None):
 
 
 def _compare(function, tensors, expected_ops, dtype=None, backend="triton", definition=None):
-    """`function` on `backend` against `definition`, or itself, through ATen."""
+    """Compare `function` on `backend` with `definition`, or with itself, through ATen."""
     found, ops = _run(backend, function, tensors, dtype)
     expected, none = _run("aten", definition or function, tensors, dtype)
     assert ops == expected_ops and none == set(), (ops, none)
@@ -117,7 +117,7 @@ def check_linear() -> None:
 
 
 def check_what_has_no_kernel() -> None:
-    """Groups, float64 and nothing at all go through ATen."""
+    """Groups, float64 and empty images go through ATen."""
     for options, shape in [({"groups": 1}, (0, 6, 5, 5)), ({"groups": 2}, (1, 6, 5, 5))]:
         layer = lk.FusedLoRAConv2d(6, 4, 3, rank=1, **options)
         x = torch.randn(shape)
@@ -172,7 +172,7 @@ def check_stages(form: str, dtype: torch.dtype | None) -> None:
 
 
 def check_gradients_of_a_stage(form: str, dtype: torch.dtype | None) -> None:
-    """Where layers run through ATen, one launch a stage computes all gradients of adapters."""
+    """If the layers run through ATen, one launch computes all gradients of a stage's adapters."""
     stages = _stages(form)
     staged, plain = _passes(stages, dtype)
     _compare(staged, _adapters(stages), {MERGE, MERGE_BACKWARD}, dtype, "aten", plain)
@@ -189,7 +189,7 @@ def check_gradients_of_a_stage(form: str, dtype: torch.dtype | None) -> None:
 
 
 def check_some_gradients_of_a_stage() -> None:
-    """Of adapters that are frozen, of layers that were not called, of a base that is trained too."""
+    """With frozen adapters, with layers that are not called, and with a base that is trained too."""
     stages = _stages()
     staged, plain = _passes(stages)
     stages[0][0].lora_up.requires_grad_(False)
@@ -206,7 +206,7 @@ def check_some_gradients_of_a_stage() -> None:
 
 
 def check_stages_that_move_to_another_dtype() -> None:
-    """To float64, which has no launch for a stage, and back."""
+    """To float64, for which there is no launch for a stage, and back."""
     stages = _stages()
     weights = lk.StageWeights(stages)
     for dtype, ops in ((torch.float32, 1), (torch.float64, 0), (torch.float32, 1)):

@@ -1,4 +1,4 @@
-"""What every Triton kernel may use, at the shapes and in the dtypes of the shipped networks."""
+"""What every Triton kernel may use, in the shapes and dtypes of the shipped networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 ARCHS = (80, 90, 100)
-# What a block can have of the chip's shared memory
+# The shared memory that a block can have
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -225,7 +225,7 @@ LAUNCHES = {
 def cases(launch: str) -> list[Case] | list[Layer]:
     if launch.startswith("cassi"):
         return CASES
-    # What these add does not depend on the layer.
+    # What these options add does not depend on the layer.
     some = "lora grad adapter without atomics", "lora merge stage", "lora merge stage backward"
     return SOME if launch in some else LAYERS
 

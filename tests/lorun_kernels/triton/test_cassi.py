@@ -1,15 +1,15 @@
+"""The CASSI kernels in Triton's interpreter against their definition."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 
-import cassi_triton_checks as checks
 import pytest
 import torch
-from cassi_triton_checks import LAYOUTS, MASKS, Problem
-from triton_workers import triton_workers
 
-pytest.importorskip("triton", reason="Triton is not installed")
+from tests.lorun_kernels.triton.cassi_checks import LAYOUTS, MASKS, Problem
 
+CHECKS = "tests.lorun_kernels.triton.cassi_checks:"
 IRREGULAR = (7, 0, 3, 3, 12)
 PROBLEMS = {
     **{f"mask {mask}, {layout}": Problem(mask=mask, layout=layout) for mask in MASKS for layout in LAYOUTS},
@@ -35,49 +35,35 @@ PROBLEMS = {
 }
 
 
-def check(name: str, *arguments) -> None:
-    """Runs in a worker: the first import of Triton is here, after its mode is set."""
-    from lorun_kernels.triton import cassi  # noqa: F401  (registers torch.ops.lorun_triton)
-
-    getattr(checks, name)(*arguments)
-
-
-@pytest.fixture(scope="module")
-def interpret():
-    """interpret(check, *arguments) runs a check in Triton's interpreter and raises what it raises."""
-    with triton_workers(interpret=True, count=1) as pool:
-        yield lambda *arguments: pool.submit(check, *arguments).result()
-
-
 @pytest.fixture(params=PROBLEMS.values(), ids=PROBLEMS.keys())
 def problem(request) -> Problem:
     return request.param
 
 
 def test_projections_equal_the_definition(interpret, problem):
-    interpret("check_projections", problem)
+    interpret(CHECKS + "check_projections", problem)
 
 
 @pytest.mark.parametrize("hqs", [False, True], ids=["pgd", "hqs"])
 def test_step_and_its_gradients_equal_the_definition(interpret, problem, hqs):
-    interpret("check_step", problem, hqs)
+    interpret(CHECKS + "check_step", problem, hqs)
 
 
 @pytest.mark.parametrize("hqs", [False, True], ids=["pgd", "hqs"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_each_gradient_can_be_had_alone(interpret, mask, hqs):
-    interpret("check_optional_outputs", Problem(mask=mask), hqs)
+    interpret(CHECKS + "check_optional_outputs", Problem(mask=mask), hqs)
 
 
 def test_undamped_hqs_equals_the_definition(interpret):
-    interpret("check_step", Problem(mask="CHW", scale=0.0), True)
+    interpret(CHECKS + "check_step", Problem(mask="CHW", scale=0.0), True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_undamped_hqs_leaves_alone_what_nothing_measures(interpret, dtype):
-    interpret("check_nothing_measured", replace(Problem(), dtype=dtype))
+    interpret(CHECKS + "check_nothing_measured", replace(Problem(), dtype=dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_wide_indices_equal_the_definition(interpret, layout):
-    interpret("check_wide_indices", Problem(layout=layout, mask="CHW", step=IRREGULAR))
+    interpret(CHECKS + "check_wide_indices", Problem(layout=layout, mask="CHW", step=IRREGULAR))

@@ -1,14 +1,12 @@
-from __future__ import annotations
+"""FusedLoRAConv2d: nn.Conv2d with an adapter."""
 
-import copy
-import io
-import pickle
+from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
 
-from lorun_kernels import FusedLoRAConv2d, FusedLoRALinear, reference
+from lorun_kernels import FusedLoRAConv2d, reference
 
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -72,80 +70,8 @@ def test_takes_every_argument_of_conv2d():
     assert layer.weight.dtype == layer.lora_down.dtype == torch.float64
 
 
-@pytest.mark.parametrize(
-    "in_channels, out_channels, groups, gamma, rank",
-    [
-        (28, 28, 1, 10, 3),
-        (30, 30, 1, 10, 3),
-        (2, 28, 1, 10, 1),
-        (112, 112, 1, 10, 12),
-        (64, 64, 1, 12.5, 8),
-        (1000, 1000, 1, 1.1, 11),
-        (8, 8, 4, 100, 2),
-    ],
-)
-def test_eq_12_sets_the_rank(in_channels, out_channels, groups, gamma, rank):
-    layer = FusedLoRAConv2d(in_channels, out_channels, 3, groups=groups, gamma=gamma, form="factored")
-    assert layer.rank == rank
-
-
-def test_adapter_starts_at_zero_up_and_gaussian_down():
-    torch.manual_seed(0)
-    layer = FusedLoRAConv2d(64, 64, 3)
-    assert not layer.lora_up.any()
-    values = layer.lora_down.detach().flatten()
-    std = (64 * 3) ** -0.5
-    assert abs(values.std().item() / std - 1) < 0.05
-    assert 0.60 < (values.abs() < std).float().mean() < 0.76
-    assert values.abs().max() > 3 * std
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_loads_a_conv2d_state_dict_without_renaming(strict):
-    conv, layer = nn.Conv2d(4, 6, 3, padding=1), adapted()
-    down = layer.lora_down.detach().clone()
-    assert not any(layer.load_state_dict(conv.state_dict(), strict=strict))
-    image = torch.randn(1, 4, 8, 8)
-    assert torch.equal(layer(image), conv(image))
-    assert torch.equal(layer.lora_down, down)
-
-
-def test_half_an_adapter_is_a_missing_key():
-    state = adapted().state_dict()
-    del state["lora_down"]
-    with pytest.raises(RuntimeError, match="lora_down"):
-        adapted().load_state_dict(state)
-
-
-def test_state_dict_deepcopy_and_pickle_round_trips():
-    layer, image = adapted(scaling=0.5), torch.randn(1, 4, 8, 8)
-    expected = layer(image)
-    loaded = adapted(scaling=0.5)
-    loaded.load_state_dict(layer.state_dict())
-    saved = io.BytesIO()
-    torch.save(layer, saved)
-    saved.seek(0)
-    copies = [
-        loaded,
-        copy.deepcopy(layer),
-        pickle.loads(pickle.dumps(layer)),
-        torch.load(saved, weights_only=False),
-        copy.deepcopy(layer).to(memory_format=torch.channels_last),
-    ]
-    for other in copies:
-        torch.testing.assert_close(other(image), expected)
-
-
-def test_meta_device_materialises():
-    layer = FusedLoRAConv2d(4, 6, 3, device="meta").to_empty(device="cpu")
-    layer.reset_parameters()
-    layer.reset_adapter()
-    assert layer(torch.randn(1, 4, 8, 8)).isfinite().all()
-
-
 def test_repr_shows_the_adapter():
     assert "rank=2, form='factored'" in repr(adapted(form="factored"))
-    assert "rank=2, scaling=0.5" in repr(FusedLoRALinear(6, 4, rank=2, scaling=0.5))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -169,18 +95,6 @@ def test_depthwise_layers_can_be_low_rank_where_asked(options):
     layer = FusedLoRAConv2d(8, 8, 3, groups=8, **options)
     assert layer.rank == 1 and layer.lora_delta is None
     assert layer(torch.randn(1, 8, 6, 6)).shape == (1, 8, 4, 4)
-
-
-def test_linear_shares_its_base_and_equals_it_at_the_start():
-    linear = nn.Linear(20, 30)
-    layer = FusedLoRALinear.from_linear(linear)
-    rows = torch.randn(3, 20)
-    assert layer.rank == 2 and layer.weight is linear.weight and not layer.weight.requires_grad
-    assert torch.equal(layer(rows), linear(rows))
-    nn.init.normal_(layer.lora_up)
-    torch.testing.assert_close(layer(rows), nn.functional.linear(rows, layer.merged_weight(), linear.bias))
-    layer.load_state_dict(linear.state_dict())
-    assert torch.equal(layer(rows), linear(rows))
 
 
 @pytest.mark.parametrize(
@@ -211,5 +125,3 @@ def test_from_conv_refuses_what_it_cannot_share():
         FusedLoRAConv2d.from_conv(FusedLoRAConv2d(4, 6, 3))
     with pytest.raises(TypeError, match="weight is computed"):
         FusedLoRAConv2d.from_conv(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)))
-    with pytest.raises(TypeError, match="expected an nn.Linear"):
-        FusedLoRALinear.from_linear(nn.Conv2d(4, 6, 3))

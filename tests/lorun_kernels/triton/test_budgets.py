@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled for GPUs that are not here, within the budgets of triton_budgets.py."""
+"""Every Triton kernel compiled for GPUs that are not here, within the budgets of budgets.py."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 
 import pytest
 import torch
-from triton_budgets import ARCHS, BUDGETS, LAUNCHES, SHARED_MEMORY, Budget, cases
-from triton_workers import triton_workers
+
+from tests.lorun_kernels.triton.budgets import ARCHS, BUDGETS, LAUNCHES, SHARED_MEMORY, Budget, cases
+from tests.triton_workers import triton_workers
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
 def usages(launch: str, arch: int) -> list:
     """Runs in a worker: (case, usage) of every kernel that a launch starts, over all cases."""
-    from triton_compiler import compile_launches
+    from tests.lorun_kernels.triton.compiler import compile_launches
 
     def launched(case):
         return compile_launches(lambda: LAUNCHES[launch](case), arch)
@@ -61,7 +62,7 @@ def test_kernel_stays_within_its_budget(compiled, budget: Budget, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("launch", ["cassi forward", "cassi adjoint", "cassi pgd", "cassi hqs backward"])
 def test_bfloat16_is_rounded_to_nearest(compiled, launch, arch):
-    """Unlike in the interpreter: by a conversion, or by a product that narrows, to nearest by default."""
+    """Unlike in the interpreter: by a conversion, or by a product that narrows, whose default this is."""
     for case, usage in compiled[launch, arch]:
         narrowing = [re.match(r"(?:cvt|fma|mul)(\.r\w+)?\.bf16", name) for name in usage.instructions]
         roundings = {match[1] for match in narrowing if match}
@@ -84,7 +85,7 @@ def test_an_even_step_moves_two_columns_at_once(compiled, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("launch", ["lora forward", "lora grad input", "lora grad adapter"])
 def test_the_products_run_on_tensor_cores(compiled, launch, arch):
-    """But the exact ones of float32; a kernel that Triton turned into a trap has none."""
+    """Except the exact products of float32; a kernel that Triton turned into a trap has none."""
     kernels = ("_conv_kernel", "_stationary_kernel", "_adapter_kernel")
     seen = set()
     for case, usage in compiled[launch, arch]:
@@ -108,7 +109,7 @@ def test_w_stays_in_the_kernel_where_it_fits(compiled, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_28_channels_move_four_at_once(compiled, arch):
-    """56 bytes a pixel are no multiple of 16: Triton has to be told what divides the strides."""
+    """56 bytes a pixel are not a multiple of 16: Triton has to be told what divides the strides."""
     for case, usage in compiled["lora forward", arch]:
         if (case.channels, case.out) == (28, 28) and usage.kernel != "_merge_kernel":
             pair = "v2.b32" if case.kind == "16-bit" else "v4.b32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -14,6 +15,15 @@ def _set_up(interpret: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def call(function: str, *arguments) -> None:
+    """Runs MODULE:NAME in a worker, which first imports Triton there, after its mode is set."""
+    from lorun_kernels.triton import load
+
+    load()
+    module, name = function.split(":")
+    getattr(importlib.import_module(module), name)(*arguments)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
-"""Bad input: one error at the call, which names the argument, what was expected and what came."""
+"""Bad input: an error at the call names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lorun_kernels import FusedLoRAConv2d, lora_conv2d, lora_linear, merge_lora
+from lorun_kernels import FusedLoRAConv2d, lora_conv2d
 
 OPERANDS = {
     "input": (2, 4, 7, 7),
@@ -83,36 +83,6 @@ def test_an_image_smaller_than_the_kernel_is_refused():
 def test_the_module_names_the_wrong_channel_count():
     with pytest.raises(ValueError, match="input must have 4 channels"):
         FusedLoRAConv2d(4, 6, 3)(torch.randn(1, 3, 8, 8))
-
-
-@pytest.mark.parametrize(
-    "shapes, message",
-    [
-        ([(3, 7), (5, 6), (5, 2), (2, 6)], "input must have 6 features"),
-        ([(3, 6), (5, 6), (5, 0), (0, 6)], "between 1 and 5 .* got 0"),
-        ([(3, 6), (5, 6), (5, 6), (6, 6)], "between 1 and 5 .* got 6"),
-        ([(3, 6), (5, 6), (4, 2), (2, 6)], r"lora_up must have shape \[5, 2\]"),
-        ([(3, 6), (5, 6), (5, 2), (3, 6)], r"lora_down must have shape \[2, 6\]"),
-        ([(3, 6), (5, 6, 1), (5, 2), (2, 6)], "weight must have 2 dimensions"),
-    ],
-)
-def test_lora_linear_refuses_by_name(shapes, message):
-    with pytest.raises(ValueError, match=message):
-        lora_linear(*map(torch.randn, shapes))
-
-
-@pytest.mark.parametrize(
-    "shapes, form, message",
-    [
-        ([(6, 4, 3, 3), (18, 6), (6, 13)], "reshape", r"lora_down must have shape \[6, 12\]"),
-        ([(6, 4, 3, 3), (18, 6), (6, 12)], "factored", "lora_up must have shape"),
-        ([(6, 4, 3, 3), (18, 6), (6, 12)], "low", "form must be"),
-        ([(6, 4, 3), (18, 6), (6, 12)], "reshape", "weight must have 2 or 4 dimensions"),
-    ],
-)
-def test_merge_lora_refuses_by_name(shapes, form, message):
-    with pytest.raises(ValueError, match=message):
-        merge_lora(*map(torch.randn, shapes), form=form)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (18, 6), (6, 4, 3, 3), (1, 1, 1, 1, 1)])

@@ -18,7 +18,7 @@ BACKENDS = ["cuda", "triton", "aten"]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 ALL_DTYPES = list(TOLERANCES)
 
-# Keyword arguments of ConvSample: the layers of the U-Net, and shapes that fit no tile.
+# Keyword arguments of ConvSample: the layers of the U-Net, and shapes that no tile divides.
 UNET = {
     f"{i}->{o} {k}x{k}": {
         "in_channels": i, "out_channels": o, "kernel": (k, k), "padding": (k // 2,) * 2, "rank": r,
@@ -68,7 +68,7 @@ class Layer:
         image, weight, up, down, bias = sample.tensors()
         first = sample.in_channels - sample.in_channels // 3
         residual = torch.randn(reference.lora_conv2d(image, weight, up, down, bias, *sample.options).shape)
-        # Values of the size that trained networks have: a dtype's range is not the question.
+        # Values as large as those of trained networks: this is not about the range of a dtype.
         tensors = [image[:, :first], weight / weight[0].numel() ** 0.5, up / 10, down, bias, residual]
         tensors += [image[:, first:]] if first < sample.in_channels else []
         self.options = sample.options
@@ -132,7 +132,7 @@ def test_the_other_activations(backend, make_conv_sample, activation, relative_e
 
 @pytest.fixture
 def tf32_settings():
-    """cuDNN's setting off; both as they were afterwards."""
+    """Switch cuDNN's setting off, and restore both afterwards."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -211,76 +211,6 @@ def test_linear_layers_agree_with_the_reference(backend, shape, dtype, relative_
     exact_grads = torch.autograd.grad(expected.sum(), [exact[i] for i in wanted])
     for value, definition in zip([output, *grads], [expected, *exact_grads], strict=True):
         assert relative_error(value, definition) <= TOLERANCES[dtype]
-
-
-class Stages(nn.Module):
-    """Three stages of a small residual denoiser on one base."""
-
-    def __init__(self):
-        super().__init__()
-        base = [nn.Conv2d(28, 28, 3, padding=1), nn.Conv2d(28, 56, 3, padding=1), nn.Conv2d(56, 28, 1)]
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(lk.FusedLoRAConv2d.from_conv(conv, activation="relu") for conv in base))
-            for _ in range(3)
-        )
-        self.to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
-        self.redraw()
-
-    def redraw(self):
-        for name, parameter in self.named_parameters():
-            if name.endswith("lora_up"):
-                nn.init.normal_(parameter, std=0.1)
-
-    def run(self, image, weights=None):
-        for number, stage in enumerate(self.stages):
-            if weights is None:
-                image = image + stage(image)
-            else:
-                with weights.stage(number):
-                    image = image + stage(image)
-        return image
-
-
-def new_image():
-    image = torch.randn(2, 28, 40, 24, device=DEVICE, dtype=torch.bfloat16)
-    return image.to(memory_format=torch.channels_last)
-
-
-def test_stage_weights_give_the_same_results(backend, relative_error):
-    net, image = Stages(), new_image()
-    with torch.no_grad():
-        assert relative_error(net.run(image, lk.StageWeights(net.stages)), net.run(image)) <= 1e-2
-
-
-def test_gradients_of_a_stage_are_the_same(backend, relative_error):
-    """On any backend; through ATen one launch computes them for the stage."""
-    net, image = Stages(), new_image()
-    adapters = [parameter for name, parameter in net.named_parameters() if "lora_" in name]
-    found, expected = (
-        torch.autograd.grad(net.run(image, weights).square().sum(), adapters)
-        for weights in (lk.StageWeights(net.stages), None)
-    )
-    for value, definition in zip(found, expected, strict=True):
-        assert relative_error(value, definition) <= 2e-2
-
-
-def test_a_captured_graph_replays_with_other_adapters(backend, relative_error):
-    net, image = Stages(), new_image()
-    weights = lk.StageWeights(net.stages)
-    with torch.no_grad():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            net.run(image, weights)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = net.run(image, weights)
-        for _ in range(2):
-            net.redraw()
-            image.copy_(new_image())
-            graph.replay()
-            assert relative_error(output, net.run(image)) <= 1e-2
 
 
 def test_no_allocation_grows_with_the_number_of_calls(backend):

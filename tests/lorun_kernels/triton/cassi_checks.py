@@ -1,4 +1,4 @@
-"""What test_cassi_triton.py checks, in the interpreter: the raw Triton CASSI ops against autograd in float64.
+"""What test_cassi.py checks, in the interpreter: the raw Triton CASSI ops against autograd in float64.
 
 Every tensor lies in a buffer of NaN, so that a read outside of it spoils a result and a write is seen.
 """
@@ -54,7 +54,7 @@ class Problem:
 
 @dataclass
 class Guarded:
-    """Tensors inside buffers of NaN; `check` fails where an element outside of any of them has changed."""
+    """Tensors inside buffers of NaN; `check` fails if an element outside of all of them has changed."""
 
     layout: str = "contiguous"
     buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -108,7 +108,7 @@ def draw(problem: Problem) -> dict[str, Tensor]:
 
 
 def place(problem: Problem, drawn: dict[str, Tensor], guarded: Guarded) -> dict[str, Tensor]:
-    """The drawn tensors as the ops take them: guarded, and expanded again where they were."""
+    """The drawn tensors as the ops take them: guarded, and expanded again if they were."""
 
     def placed(tensor, repeats):
         return guarded.place(tensor[:1]).expand(tensor.shape) if repeats else guarded.place(tensor)
@@ -123,7 +123,7 @@ def close(problem: Problem, name: str, value: Tensor, expected: Tensor) -> None:
     """To a few ulp of the accumulator, and one conversion to a narrower dtype on top."""
     error = (value.double() - expected).abs().max().item()
     slack = 1e-13 if problem.dtype == torch.float64 else 2e-6
-    # The interpreter rounds to float16 but truncates to bfloat16; test_triton_compile.py looks at the GPU's.
+    # The interpreter rounds to float16 but truncates to bfloat16; test_budgets.py looks at the GPU's.
     rounding = {torch.float16: 2**-11, torch.bfloat16: 2**-7}.get(value.dtype, 0)
     bound = (slack + rounding) * max(expected.abs().max().item(), 1)
     assert error <= bound, f"{name} is off by {error:.3g}, of {bound:.3g} allowed, for {problem}"
@@ -225,7 +225,7 @@ def check_optional_outputs(problem: Problem, hqs: bool) -> None:
 
 
 def check_nothing_measured(problem: Problem) -> None:
-    """HQS with mu = 0 leaves alone what a closed mask does not measure, and its gradients are finite."""
+    """HQS with mu = 0 leaves pixels alone that nothing measures, and its gradients are finite."""
     problem = replace(problem, scale=0.0)
     inputs = draw(problem)
     x, y, grad = inputs["x"], inputs["y"], inputs["grad"]
@@ -246,7 +246,7 @@ def check_nothing_measured(problem: Problem) -> None:
 
 
 def check_wide_indices(problem: Problem) -> None:
-    """The 64-bit indices that a cube of over 2^31 elements a sample asks for, on one that fits here."""
+    """The 64-bit indices that a cube needs with over 2^31 elements a sample, on a cube that fits here."""
     import triton.language as tl
 
     from lorun_kernels.triton import cassi

@@ -1,4 +1,4 @@
-"""Compiles the kernels that a launcher would start for a GPU that is not here, and reads what they need."""
+"""Compiles the kernels that a launcher would start on a GPU that is not here, and reads what they need."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _AbsentGPU:
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.arch, 32)
 
-    # Triton keeps its compiled kernels by device: one device per architecture keeps these apart.
+    # Triton caches its compiled kernels by device: one device per architecture keeps these apart.
     def get_current_device(self) -> int:
         return self.arch
 
@@ -62,7 +62,7 @@ def _usage(compiled: CompiledKernel) -> Usage:
 
 
 def compile_launches(launch: Callable[[], None], arch: int) -> list[Usage]:
-    """What each kernel that `launch` starts needs on sm_`arch`; nothing runs, so meta tensors will do."""
+    """What each kernel that `launch` starts needs on sm_`arch`; nothing runs, so meta tensors suffice."""
     run = JITFunction.run
     compiled = []
 

@@ -1,4 +1,4 @@
-"""What test_lora_triton.py checks, in the interpreter: the Triton ops of the low-rank convolution.
+"""What the tests of the low-rank ops check, in the interpreter: the Triton ops of the low-rank convolution.
 
 Images lie in buffers of NaN, so that a read outside of one spoils a result and a write is seen. An error may
 be what rounding can do at most: every op is a sum of products, and the same sum of absolute values bounds it.
@@ -12,10 +12,10 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from cassi_triton_checks import Guarded
 from torch import Tensor
 
 from lorun_kernels import reference
+from tests.lorun_kernels.triton.cassi_checks import Guarded
 
 ACTIVATIONS = {
     "none": lambda z: z,
@@ -29,7 +29,7 @@ ACTIVATIONS = {
 class Problem:
     channels: int = 5
     out: int = 7
-    # how many of the channels, the last, lie in a second input
+    # how many of the channels, the last ones, are those of a second input
     second: int = 0
     kernel: tuple[int, int] = (3, 3)
     stride: tuple[int, int] = (1, 1)
@@ -65,7 +65,7 @@ class Problem:
 
     @property
     def factor_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of up and down, as design.md has them."""
+        """The shapes of up and down."""
         kernel_h, kernel_w = self.kernel
         if self.form == "factored":
             return (self.out, self.rank), (self.rank, self.weight_shape[1] * kernel_h * kernel_w)
@@ -74,7 +74,7 @@ class Problem:
 
     @property
     def terms(self) -> int:
-        """How many terms the sums of one output element have, those of W's elements included."""
+        """The number of terms in the sums of an output element, including those of W's elements."""
         return self.weight_shape[1] * self.kernel[0] * self.kernel[1] + self.factor_shapes[1][0] + 4
 
 
@@ -143,7 +143,7 @@ def convolve(problem: Problem, tensors: dict[str, Tensor], scaling: float | None
 
 
 def definition(problem: Problem, drawn: dict[str, Tensor], absolute: bool = False) -> dict[str, Tensor]:
-    """Preactivation and gradients in float64; absolute: the sums of their terms' absolute values."""
+    """Preactivation and gradients in float64; if `absolute`, the sums of their terms' absolute values."""
     exact = {name: tensor.double() for name, tensor in drawn.items()}
     if absolute:
         exact = {name: tensor.abs() for name, tensor in exact.items()}
@@ -156,7 +156,7 @@ def definition(problem: Problem, drawn: dict[str, Tensor], absolute: bool = Fals
 
 
 def close(name: str, value: Tensor, expected: Tensor, sums: Tensor, terms: int, factors: torch.dtype) -> None:
-    """Within what rounding does to a sum of `terms` products in float32, of factors rounded to a dtype."""
+    """Within the rounding error of a sum of `terms` products in float32, of factors rounded to a dtype."""
     rounding = {torch.float32: 0.0, torch.float16: 2.0**-11}
     bound = (terms * 2.0**-24 + rounding[factors] + rounding[value.dtype]) * sums + 1e-7
     excess = ((value.double() - expected).abs() / bound).max().item()
@@ -235,7 +235,7 @@ def check_grad_input(problem: Problem) -> None:
 
 
 def check_grad_adapter(problem: Problem, deterministic: bool = False) -> None:
-    """Both gradients, added to what is there; without atomics each of them alone is bit for bit the same."""
+    """Both gradients, added to what is there; without atomics, each of them alone is the same bit for bit."""
     drawn, guarded, ops = draw(problem), Guarded(), torch.ops.lorun_triton
     grad = place_image(guarded, drawn["grad"], problem.sliced)
     pair = place_pair(problem, guarded, drawn["input"])
@@ -271,7 +271,7 @@ def check_merge(problem: Problem) -> None:
 
 
 GAP = 3
-"""Elements behind each layer's merged weights that are no layer's."""
+"""Elements after each layer's merged weights that belong to no layer."""
 
 
 def stack(problems: list[Problem], drawn: list[dict[str, Tensor]], weights: list[Tensor]):
@@ -288,7 +288,7 @@ def stack(problems: list[Problem], drawn: list[dict[str, Tensor]], weights: list
 
 
 def check_merge_stage(problems: list[Problem]) -> None:
-    """One launch over layers of all shapes; what it leaves between them is not touched."""
+    """One launch over layers of all shapes, which does not touch what lies between them."""
     drawn = [draw(problem) for problem in problems]
     weights = [
         place_weight(one["weight"], problem.weight_layout)
@@ -310,7 +310,7 @@ def check_merge_stage(problems: list[Problem]) -> None:
 
 
 def check_merge_stage_backward(problems: list[Problem]) -> None:
-    """One launch over layers of all shapes, the same bits each time; what lies between them is not read."""
+    """One launch over layers of all shapes, the same bits each time; it does not read between them."""
     drawn = [draw(problem) for problem in problems]
     rows, ups, downs = stack(problems, drawn, [one["weight"] for one in drawn])
     grad = torch.full((rows[-1][13] + drawn[-1]["weight"].numel() + GAP,), torch.nan)
@@ -342,7 +342,7 @@ def check_merge_stage_backward(problems: list[Problem]) -> None:
 
 
 def check_wide_indices(problem: Problem) -> None:
-    """The 64-bit indices that an image of over 2^31 elements a sample asks for, on one that fits here."""
+    """The 64-bit indices that an image needs with over 2^31 elements a sample, on an image that fits here."""
     import triton.language as tl
 
     from lorun_kernels.triton import lora_images
