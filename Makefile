@@ -20,6 +20,7 @@ test: $(PEERS_READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard tests/csrc/cuda/*.cpp tests/csrc/cuda/*.h tests/csrc/cuda/*/*.cpp tests/csrc/cuda/*/*.h)
 
 # What has been measured is reported also where a case fails.
@@ -46,5 +47,5 @@ $(PEERS_READY): $(READY) pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist demo bench *.egg-info lorun_kernels/*.so lorun_kernels/_build.json
-	rm -rf .pytest_cache .ruff_cache .benchmarks
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,8 @@
 
 import copy
 import math
-from contextlib import nullcontext
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ class UnfoldingNetwork(nn.Module):
     physics: Physics
     denoiser: nn.Module
     denoisers: nn.ModuleList
+    # For networks that were pickled before this attribute existed, too.
+    _stage_weights: StageWeights | None = None
 
     def __init__(
         self,
@@ -77,8 +79,7 @@ class UnfoldingNetwork(nn.Module):
         if variant == "lorun":
             denoiser.requires_grad_(False)
             self.denoisers = nn.ModuleList(adapted_view(denoiser, gamma, form) for _ in range(stages))
-        self._stage_weights: StageWeights | None = None
-        self._stage_weights_dtype: torch.dtype | None = None
+            self._stage_weights = StageWeights.of(self.denoisers)
 
     def stage_denoiser(self, stage: int) -> nn.Module:
         """The denoiser of one stage, counted from 0."""
@@ -125,29 +126,20 @@ class UnfoldingNetwork(nn.Module):
             raise ValueError(f"stages: expected 1 to {self.stages}, got {count}")
         x = physics.start(y)
         step, lam = self.step_size, self.lam
-        weights = self._merged_stages()
         for k in range(count):
             if self.algorithm == "pgd":
                 z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
             else:
                 z, noise_level = physics.hqs_step(x, y, step[k]), (lam[k] / step[k]).sqrt()
-            with nullcontext() if weights is None else weights.stage(k):
+            with self._merged(k):
                 x = self._denoise(k, x, z, noise_level, tile, overlap)
         return x if size is None else crop_to(x, size)
 
-    def _merged_stages(self) -> StageWeights | None:
-        """What merges the adapters of a stage at once, if that pays here; else every layer merges its own."""
-        if self.variant != "lorun" or not StageWeights.pays(self.denoisers):
-            return None
-        device = self.raw_step.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if self._stage_weights is None or self._stage_weights_dtype != dtype:
-            self._stage_weights, self._stage_weights_dtype = StageWeights(self.denoisers, dtype), dtype
-        return self._stage_weights
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy stacks adapters of its own.
-        return self.__dict__ | {"_stage_weights": None}
+    def _merged(self, stage: int) -> AbstractContextManager[None]:
+        """A context in which the adapters of a stage are merged together, if that is faster."""
+        if self._stage_weights is None:
+            return nullcontext()
+        return self._stage_weights.stage(stage, only_if_it_pays=True)
 
     def _denoise(
         self, stage: int, x: Tensor, z: Tensor, level: Tensor, tile: int | None, overlap: int

@@ -1,4 +1,4 @@
-"""The arguments of the CASSI functions in the terms of their ops, which check that shapes agree, in C++."""
+"""The arguments of the CASSI functions as their ops take them; the ops check, in C++, that shapes agree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lorun_kernels import reference
 
 MAX_BANDS = 256
-# As the kernels count: far beyond any sensor, far below what 32 bits hold.
+# The kernels count in 32 bits: this is far beyond any sensor, and far below what they hold.
 MAX_OFFSET = 2**30 - 1
 
 
@@ -57,14 +57,14 @@ def checked_bands(op: str, bands: int) -> int:
 
 
 def with_batch(op: str, name: str, x: Tensor) -> Tensor:
-    """(B, C, H, W) from that or from (C, H, W)."""
+    """The cube as (B, C, H, W), from that or from (C, H, W)."""
     if x.dim() not in (3, 4):
         raise ValueError(f"{op}: {name} must be (B, C, H, W) or (C, H, W), got shape {list(x.shape)}")
     return x if x.dim() == 4 else x.unsqueeze(0)
 
 
 def step_size(op: str, name: str, value: float | Tensor, x: Tensor, least: float) -> Tensor:
-    """rho or mu as the op takes it: () or (B,), in the type that sums are kept in."""
+    """rho or mu as the op takes it: () or (B,), in the dtype of the sums."""
     dtype = accumulator(x.dtype)
     if not isinstance(value, Tensor):
         most = torch.finfo(dtype).max
@@ -80,5 +80,5 @@ def step_size(op: str, name: str, value: float | Tensor, x: Tensor, least: float
         value = value.reshape(())
     elif value.dim() > 1 and value.numel() == value.shape[0]:
         value = value.reshape(-1)
-    # Asked here, because .to(dtype) takes a microsecond to find that there is nothing to do.
+    # Asked here because .to(dtype) takes a microsecond to find that there is nothing to do.
     return value if value.dtype == dtype else value.to(dtype)

@@ -1,4 +1,4 @@
-"""torch.vmap for the CASSI ops: the mapped dimension joins the batch, so a call stays one pass."""
+"""torch.vmap for the CASSI ops: the mapped dimension joins the batch, so that a call stays one pass."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _step_residual(info, in_dims, x, y, mask, scale, *options):
 def _step_inplace(info, in_dims, x, y, mask, scale, *options):
     if in_dims[0] is None:
         raise RuntimeError("vmap: an in-place CASSI step of a cube that is not mapped cannot hold V results")
-    # Folding may copy a cube whose mapped dimension is not in front: each sample is stepped where it lies.
+    # Folding may copy a cube whose mapped dimension is not the first, so each sample is stepped in place.
     for index, sample in enumerate(x.unbind(in_dims[0])):
         others = zip((y, mask, scale), in_dims[1:4], strict=True)
         _ops.cassi_step_(sample, *[t if d is None else t.select(d, index) for t, d in others], *options)

@@ -153,11 +153,11 @@ def cassi_adjoint(
 
 
 def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
-    """The diagonal of ``Phi Phi^T``, its only entries: the squared mask values that meet in a pixel.
+    """The diagonal of ``Phi Phi^T``, its only entries: the sum of the squared mask values in each pixel.
 
     Args:
         mask, step: as in :func:`cassi_forward`.
-        bands: the number of bands C, 1 to 256; the mask's own where it has bands.
+        bands: the number of bands C, 1 to 256; if the mask has bands, their number.
 
     Returns:
         ``(H, W')``, or ``(B, H, W')`` for a mask of each sample, in the dtype of `mask`.
@@ -192,7 +192,7 @@ def _step(
     step: reference.Step,
     hqs: bool,
 ) -> tuple:
-    """The arguments of the op, in its order, and whether x has a batch."""
+    """The arguments of the op, in its order."""
     cube_name, scale_name = names
     check_tensors(op, **{cube_name: x}, y=y, mask=mask)
     cube = with_batch(op, cube_name, x)
@@ -226,10 +226,10 @@ def cassi_pgd_step(
     Raises:
         ValueError, TypeError: as for :func:`cassi_forward`.
 
-    Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient; a second-order
+    Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient. A second-order
     gradient in `mask` or `rho` is an error: a gradient penalty with a learned `rho` asks for the gradients
-    it needs with ``inputs=``. Autograd keeps the mask and, if `rho` or `mask` wants a
-    gradient, the measurement-sized residual; only a mask that wants one keeps `x`.
+    that it needs with ``inputs=``. Autograd keeps the mask and, if `rho` or `mask` wants a gradient, the
+    residual, which has the measurement's size; it keeps `x` only for a mask that wants one.
     """
     args = _step("cassi_pgd_step", ("x", "rho"), x, y, mask, rho, step, hqs=False)
     out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
@@ -267,11 +267,11 @@ def cassi_hqs_step(
 def cassi_pgd_step_(
     x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2
 ) -> Tensor:
-    """:func:`cassi_pgd_step` into `x` itself, and `x` back, for inference.
+    """:func:`cassi_pgd_step` in place, for inference: `x` becomes the new estimate, and is returned.
 
     Raises:
         RuntimeError: autograd would record the call.
-        ValueError, TypeError: as for :func:`cassi_pgd_step`; also if `x` is expanded or shares memory with
+        ValueError, TypeError: as for :func:`cassi_pgd_step`, and if `x` is expanded or shares memory with
             another argument. Dtypes must agree inside ``torch.autocast`` too.
     """
     args = _step("cassi_pgd_step_", ("x", "rho"), x, y, mask, rho, step, hqs=False)
@@ -281,7 +281,7 @@ def cassi_pgd_step_(
 def cassi_hqs_step_(
     w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2
 ) -> Tensor:
-    """:func:`cassi_hqs_step` into `w` itself, and `w` back, as :func:`cassi_pgd_step_` does."""
+    """:func:`cassi_hqs_step` in place, with `w` for `x`, as :func:`cassi_pgd_step_` is; the same errors."""
     args = _step("cassi_hqs_step_", ("w", "mu"), w, y, mask, mu, step, hqs=True)
     return _in_place(w, args)
 
@@ -306,6 +306,7 @@ def _reference_step(
     scale: Tensor,
     offsets: list[int],
     hqs: bool,
+    *,
     in_place: bool = False,
 ) -> Tensor:
     torch.ops.lorun.cassi_check_step(cube, y, mask, scale, offsets, hqs, in_place)

@@ -1,4 +1,4 @@
-"""Dispersion alone: bands moved to where the sensor sees them, and back."""
+"""Dispersion alone: bands are moved to the columns in which the sensor sees them, and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shift(x: Tensor, step: reference.Step = 2) -> Tensor:
 
 
 def unshift(y: Tensor, step: reference.Step = 2) -> Tensor:
-    """Undo :func:`shift`: ``(..., C, H, W')`` to ``(..., C, H, W)``, dropping what lies outside.
+    """Undo :func:`shift`: ``(..., C, H, W')`` to ``(..., C, H, W)``, dropping the columns outside.
 
     This brings a stored shifted mask to the unshifted coordinates that the other functions take.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from lorun_kernels import reference
 from lorun_kernels._checks import check_input
 from lorun_kernels.adapted import Adapted, check_source, choose_rank, share
 from lorun_kernels.backends import lora_backend, uses_reference
-from lorun_kernels.conv_act import check_activation, finish
-from lorun_kernels.lora_conv import check_images, resolve_padding_of_both
+from lorun_kernels.conv_act import activation_repr
+from lorun_kernels.lent_weights import lent_weight
+from lorun_kernels.lora_conv import add_residual, check_activation, check_images, resolve_padding_of_both
 
 FORMS = ("reshape", "factored")
 
@@ -22,29 +24,35 @@ FORMS = ("reshape", "factored")
 class FusedLoRAConv2d(Adapted, nn.Conv2d):
     """`nn.Conv2d` with a low-rank adapter: ``W = weight + scaling * (lora_up @ lora_down)``, Eq. 4.
 
-    Takes every argument of `nn.Conv2d`, has its parameter names, returns its memory format and equals it
-    while `lora_up` is zero, which it is at the start. An `nn.Conv2d` state dict loads without renaming, also
-    strictly: the adapter then adds nothing.
+    It takes every argument of `nn.Conv2d`, has its parameter names, returns its memory format and equals it
+    while `lora_up` is zero, which it is at the start. The state dict of an `nn.Conv2d` loads without
+    renaming,
+    also strictly: the adapter then adds nothing. :class:`lorun_kernels.ConvAct` is the same layer without an
+    adapter.
 
     Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype: as `nn.Conv2d` takes them.
         rank: the adapter's rank, 1 to ``min(out_channels/groups, in_channels)``; None takes it from `gamma`.
         gamma: a percentage in (0, 100]; the rank is then ``ceil(min(in_channels, out_channels)*gamma/100)``
             (Eq. 12 of arXiv 2602.18697), and at most the bound above.
-        form: ``"reshape"`` (Eq. 4) or ``"factored"``; :func:`lorun_kernels.lora_conv2d` gives the shapes.
+        form: ``"reshape"`` (Eq. 4 of that paper) or ``"factored"``; :func:`lorun_kernels.lora_conv2d` gives
+            the shapes.
         scaling: any float; multiplies the product of the factors.
         activation: None, ``"relu"``, ``"gelu"`` or ``"leaky_relu"``, applied to the result; a residual that
             `forward` is given is added after it (:func:`lorun_kernels.lora_conv2d_act`).
-        negative_slope: of the leaky ReLU.
+        negative_slope: the slope of the leaky ReLU below zero, any number.
 
-    A grouped layer (such as a depthwise one) whose Eq. 4 adapter would be no smaller than its weight gets a
-    full additive weight instead, `lora_delta`, zero at the start; `rank`, `lora_up` and `lora_down` are then
-    None. Give a `rank` or ``form="factored"`` for a low-rank adapter there.
+    A grouped layer (a depthwise one, say) whose Eq. 4 adapter would be no smaller than its weight gets a full
+    additive weight instead, `lora_delta`, zero at the start; `rank`, `lora_up` and `lora_down` are then None.
+    Give a `rank` or ``form="factored"`` for a low-rank adapter there.
 
     Raises:
-        ValueError: a rank, gamma or form outside these ranges, or what `nn.Conv2d` refuses.
+        ValueError: a rank, gamma, form or activation outside these ranges, or what `nn.Conv2d` refuses.
+        TypeError: a negative_slope that is not a number.
     """
 
-    # Class attributes too, for layers that were pickled before there were these.
+    # For layers that were pickled before these attributes existed.
     activation: str | None = None
     negative_slope: float = 0.01
 
@@ -58,7 +66,7 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -69,8 +77,7 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         activation: str | None = None,
         negative_slope: float = 0.01,
     ) -> None:
-        nn.Conv2d.__init__(
-            self,
+        super().__init__(
             in_channels,
             out_channels,
             kernel_size,
@@ -79,7 +86,7 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
             dilation,
             groups,
             bias,
-            padding_mode,  # type: ignore[arg-type]  # a name that nn.Conv2d checks
+            padding_mode,
             device,
             dtype,
         )
@@ -91,13 +98,14 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         self.activation = activation
         self.negative_slope = negative_slope
         largest = min(out_channels // groups, in_channels)
-        self.rank = choose_rank("FusedLoRAConv2d", in_channels, out_channels, largest, rank, gamma)
-        up, down = self._adapter_shapes(self.rank)
+        chosen = choose_rank("FusedLoRAConv2d", in_channels, out_channels, largest, rank, gamma)
+        up, down = self._adapter_shapes(chosen)
         adapter_size = math.prod(up) + math.prod(down)
         if rank is None and form == "reshape" and groups > 1 and adapter_size >= self.weight.numel():
             self.rank = None
             self._add_adapter(None, None, self.weight)
         else:
+            self.rank = chosen
             self._add_adapter(up, down, self.weight)
 
     def _adapter_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -122,19 +130,28 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
     ) -> FusedLoRAConv2d:
         """Adapt `conv` without copying it: the result holds conv's own `weight` and `bias` Parameters.
 
-        Several results of one `conv` therefore share it. The activation and the slope of a `ConvAct` are the
-        result's too, unless others are given. With ``freeze=True`` weight and bias stop requiring gradients,
-        for all of them. The adapter starts at zero, on conv's device, in its dtype.
+        Several results of one `conv` therefore share them. The adapter starts at zero, on conv's device, in
+        its dtype.
+
+        Args:
+            conv: an `nn.Conv2d`, such as a :class:`lorun_kernels.ConvAct`.
+            rank, gamma, form, scaling: as for the constructor.
+            activation, negative_slope: as for the constructor; None takes conv's own, if it has one.
+            freeze: whether weight and bias stop requiring gradients, for all that share them.
 
         Raises:
             TypeError: `conv` is not an `nn.Conv2d`, is adapted already, or computes its weight.
             ValueError: as for the constructor.
         """
         check_source("from_conv", "nn.Conv2d", conv, nn.Conv2d)
+        if activation is None:
+            activation = getattr(conv, "activation", None)
+        if negative_slope is None:
+            negative_slope = getattr(conv, "negative_slope", 0.01)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]  # a pair
+            conv.kernel_size,  # type: ignore[arg-type]  # torch declares a tuple of any length
             conv.stride,  # type: ignore[arg-type]
             conv.padding,  # type: ignore[arg-type]
             conv.dilation,  # type: ignore[arg-type]
@@ -146,15 +163,13 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
             gamma=gamma,
             form=form,
             scaling=scaling,
-            activation=getattr(conv, "activation", None) if activation is None else activation,
-            negative_slope=(
-                getattr(conv, "negative_slope", 0.01) if negative_slope is None else negative_slope
-            ),
+            activation=activation,
+            negative_slope=negative_slope,
         )
         return share(layer, conv, freeze)
 
     def extra_repr(self) -> str:
-        activation = "" if self.activation is None else f", activation={self.activation!r}"
+        activation = activation_repr(self.activation, self.negative_slope)
         return f"{super().extra_repr()}, form={self.form!r}{activation}"
 
     def forward(self, input: Tensor, input2: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -163,7 +178,7 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         weight = self.weight
         check_input("lora_conv2d", input, weight)
         check_images(input2=input2, residual=residual)
-        padding: Any = self.padding
+        padding: str | Sequence[int] = self.padding
         if self.padding_mode != "zeros":
             input, input2 = self._pad(input), None if input2 is None else self._pad(input2)
             padding = (0, 0)
@@ -201,17 +216,18 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
             self.activation or "none",
             self.negative_slope,
             lora_backend(input, weight),
-            self.stage_weight,
+            lent_weight(self, input),
         )
 
     def _pad(self, image: Tensor) -> Tensor:
         return F.pad(image, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
     def _full_forward(
-        self, input: Tensor, padding: Any, input2: Tensor | None, residual: Tensor | None
+        self, input: Tensor, padding: str | Sequence[int], input2: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         both = input if input2 is None else torch.cat([input, input2], -3)
         output = F.conv2d(
             both, self.merged_weight(), self.bias, self.stride, padding, self.dilation, self.groups
         )
-        return finish(output, self.activation, self.negative_slope, residual)
+        output = reference.activate(output, self.activation, self.negative_slope)
+        return add_residual(output, residual)

@@ -9,13 +9,16 @@ from lorun_kernels.adapted import Adapted, check_source, choose_rank, share
 from lorun_kernels.lora_linear import lora_linear
 
 
-class FusedLoRALinear(Adapted, nn.Linear):
+class FusedLoRALinear(Adapted, nn.Linear):  # type: ignore[misc]  # torch says that bias is never None
     """`nn.Linear` with a low-rank adapter: ``W = weight + scaling * lora_up @ lora_down``.
 
-    Takes every argument of `nn.Linear`, has its parameter names and equals it while `lora_up` is zero, which
-    it is at the start. An `nn.Linear` state dict loads without renaming, also strictly.
+    It takes every argument of `nn.Linear`, has its parameter names and equals it while `lora_up` is zero,
+    which it is at the start. The state dict of an `nn.Linear` loads without renaming, also strictly. An input
+    is ``(..., in_features)``, in the dtype of the weight unless autocast converts it, and the result
+    ``(..., out_features)``; see :func:`lorun_kernels.lora_linear`.
 
     Args:
+        in_features, out_features, bias, device, dtype: as `nn.Linear` takes them.
         rank: the adapter's rank, 1 to ``min(in_features, out_features)``; None takes it from `gamma`.
         gamma: a percentage in (0, 100]; the rank is then ``ceil(min(in_features, out_features)*gamma/100)``
             (Eq. 12 of arXiv 2602.18697).
@@ -39,7 +42,7 @@ class FusedLoRALinear(Adapted, nn.Linear):
         gamma: float = 10,
         scaling: float = 1.0,
     ) -> None:
-        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, bias, device, dtype)
         self.scaling = scaling
         largest = min(in_features, out_features)
         self.rank = choose_rank("FusedLoRALinear", in_features, out_features, largest, rank, gamma)

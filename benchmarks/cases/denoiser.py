@@ -67,7 +67,7 @@ def stage(device: str, model: str, batch: int, size: int = 256, grad: bool = Fal
     ours = Candidate(alone, ours=True, parameters=weights)
     case.candidates[OURS] = ours
     case.candidates[f"{OURS}, {MERGED}"] = replace(
-        ours, call=merged, parameters=weights + stages.scratch.nbytes
+        ours, call=merged, parameters=weights + stages.scratch_nbytes
     )
     add_on_backends(case, NAMES[device])
     in_one_launch = {f"{name}, {MERGED}": backend for name, backend in NAMES[device].items()}
