@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.installed
 PEERS := loralib peft deepinv
 PEERS_READY := $(VENV)/.peers
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+TEST_CXX_FILES := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint bench clean
 
@@ -20,7 +21,7 @@ test: $(PEERS_READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(TEST_CXX_FILES)
 
 # What has been measured is reported also where a case fails.
 bench: $(PEERS_READY)

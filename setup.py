@@ -93,7 +93,7 @@ def compiled_parts():
     flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", f"-march={march}"]
     kernels = CppExtension(
         "lorun_kernels._C",
-        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
+        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/**/*.cpp", recursive=True)),
         include_dirs=[os.path.abspath("csrc")],
         define_macros=[("LORUN_CXX_FLAGS", json.dumps(" ".join(flags)))],
         extra_compile_args=flags,

@@ -113,13 +113,12 @@ def build(nvcc, names, torch_folder, objects, library):
     flags = [nvcc, "-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc"]
     kernels = [*flags, *map(gencode, names)]
     bindings = [*flags, f"-I{torch_folder}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-    objects.mkdir(parents=True, exist_ok=True)
-    sources = sorted(glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp"))
-    compiled = [str(objects / f"{Path(source).name}.o") for source in sources]
-    commands = [
-        [*(kernels if source.endswith(".cu") else bindings), "-c", "-o", target, source]
-        for source, target in zip(sources, compiled, strict=True)
-    ]
+    sources = sorted(glob("csrc/cuda/**/*.cu", recursive=True) + glob("csrc/cuda/**/*.cpp", recursive=True))
+    compiled = [str(objects / f"{source}.o") for source in sources]
+    commands = []
+    for source, target in zip(sources, compiled, strict=True):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        commands.append([*(kernels if source.endswith(".cu") else bindings), "-c", "-o", target, source])
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
         list(pool.map(call_nvcc, commands))
     # libtorch.so brings the symbols of a CUDA torch, which a CPU torch to link against does not have.

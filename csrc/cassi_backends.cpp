@@ -5,7 +5,7 @@
 
 #include "backends.h"
 #include "cassi.h"
-#include "cpu/cassi.h"
+#include "cpu/cassi/kernels.h"
 
 namespace lorun::cassi_backend {
 namespace {
