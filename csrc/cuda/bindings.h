@@ -67,8 +67,8 @@ class DeviceCall {
 
   static void check_launch(cudaError_t error) {
     STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
-                    "lorun_kernels._C_cuda holds no code for this GPU; rebuild LoRun beside it, or with its "
-                    "compute capability in TORCH_CUDA_ARCH_LIST");
+                    "lorun_kernels._C_cuda contains no code for this GPU; rebuild LoRun on this machine, or "
+                    "with the GPU's compute capability in TORCH_CUDA_ARCH_LIST");
     STD_TORCH_CHECK(error == cudaSuccess,
                     "lorun_kernels._C_cuda cannot launch a kernel: ", cudaGetErrorString(error));
   }

@@ -10,8 +10,8 @@
 namespace lorun::cassi::cpu {
 
 // out[k] = x[k] + mask[k] * v[offsets[k]] for kBands bands and kCount accumulators V from column w on,
-// without x where kPlus is false. out may be x itself. All of a band are read before the first is written,
-// which is faster than by turns.
+// without x where kPlus is false. out may be x itself. All columns of a band are read before the first is
+// written, which is faster than alternating.
 template <typename V, int kCount, int kBands, bool kPlus, bool kOneMask, typename E>
 void adjoint_columns(Bands<E> out, Bands<E> x, Bands<E> mask, const acc_t<E>* v, const int32_t* offsets,
                      int64_t w) {
@@ -37,8 +37,8 @@ void adjoint_columns(Bands<E> out, Bands<E> x, Bands<E> mask, const acc_t<E>* v,
   }
 }
 
-// Bands c to c + kBands - 1; a mask that they share is read once. All rows in one call, because a call costs
-// as much as a few cache lines.
+// Bands c to c + kBands - 1; a mask that they share is read once. All rows are in one call, because a call
+// costs as much as a few cache lines.
 template <int kBands, bool kPlus, bool kOneMask, typename E>
 [[gnu::noinline]] void write_bands(const Problem& problem, int64_t rows, const Bands<E>& x,
                                    const Bands<E>& mask, const Lines<acc_t<E>>& v, int64_t c,
@@ -46,7 +46,7 @@ template <int kBands, bool kPlus, bool kOneMask, typename E>
   using A = acc_t<E>;
   constexpr int kVectors = 2;
   constexpr int64_t kRun = kVectors * kVectorSize<A>;
-  // Copies, because for all that the compiler knows a write to `out` changes what is referred to.
+  // Copies, because for all the compiler knows, a write to `out` changes what a reference refers to.
   int32_t offsets[kBands];
   std::copy_n(problem.offsets + c, kBands, offsets);
   const int64_t width = problem.width;
@@ -55,7 +55,7 @@ template <int kBands, bool kPlus, bool kOneMask, typename E>
     const Bands<E> from{x.at(r)[c], x.band};
     const Bands<E> coding{mask.at(r)[c], mask.band};
     const A* const line = v[r];
-    // What was read just now is in the cache.
+    // What has just been read is in the cache.
     const E* const ahead = kPlus && out.data == x.data ? nullptr : band_ahead(problem, rows, out, c, r);
     int64_t w = 0;
     for (; w + kRun <= width; w += kRun) {
@@ -92,7 +92,7 @@ void write_adjoint(const Problem& problem, int64_t rows, Bands<E> mask, Lines<ac
   write_all(problem, rows, {}, mask, v, out);
 }
 
-// out = x + Phi^T v, where x was read just now; out may be x itself.
+// out = x + Phi^T v, where x has just been read; out may be x itself.
 template <typename E>
 void plus_adjoint(const Problem& problem, int64_t rows, Bands<E> x, Bands<E> mask, Lines<acc_t<E>> v,
                   Bands<E> out) {

@@ -8,7 +8,7 @@
 
 namespace lorun::cassi::cpu {
 
-// The step between the offsets of neighbouring bands, or -1 where it changes.
+// The step between the offsets of neighbouring bands, or -1 if it changes.
 inline int64_t constant_step(const Problem& problem) {
   const int64_t step = problem.bands > 1 ? problem.offsets[1] : 0;
   for (int64_t c = 0; c < problem.bands; ++c) {
@@ -20,7 +20,7 @@ inline int64_t constant_step(const Problem& problem) {
 }
 
 // A mask that all bands share and a constant step make the gram row a sum of equidistant squares. Sums of
-// four are made first, so that a pixel costs a quarter of the additions.
+// four are computed first, so that a pixel costs a quarter of the additions.
 template <typename A>
 class GramRow {
  public:

@@ -11,20 +11,20 @@
 
 namespace lorun::cassi::cpu {
 
-// Whether four bands follow one another two columns apart: the field's step.
+// Whether each of four bands is two columns from the one before it: the usual step of the field.
 inline bool two_apart(const int32_t* offsets) {
   return offsets[1] - offsets[0] == 2 && offsets[2] - offsets[0] == 4 && offsets[3] - offsets[0] == 6;
 }
 
 // Four bands that are two columns apart, at once: y is read and written a quarter as often, and a mask that
-// the bands share is read once. y has room for a vector more; `ahead` is where the next four bands lie.
-// Returns the columns done, a multiple of a vector's.
+// the bands share is read once. y must have room for one more vector; `ahead` is where the next four bands
+// are. Returns the number of columns done, a multiple of a vector's size.
 template <int kSign, bool kOneMask, typename E>
 int64_t project_four(float* __restrict y, Bands<E> x, Bands<E> mask, int64_t width, const E* ahead) {
   using V = Vector<float>;
   constexpr int64_t kSize = kVectorSize<float>;
   const int64_t whole = width / kSize * kSize;
-  // The products of the last step: their last columns belong to y's next vector.
+  // The products of the previous step: their last columns belong to y's next vector.
   V late[4] = {};
   const auto add = [&](int64_t w, const V(&now)[4]) {
     const V near = now[0] + __builtin_shufflevector(late[1], now[1], 6, 7, 8, 9, 10, 11, 12, 13);
@@ -57,7 +57,7 @@ void add_band(const Problem& problem, Bands<E> x, Bands<E> mask, int64_t c, int6
   add_product<kSign>(y + problem.offsets[c] + from, mask[c] + from, x[c] + from, problem.width - from);
 }
 
-// Bands c to c + 3. All rows in one call, because a call costs as much as a few cache lines.
+// Bands c to c + 3. All rows are in one call, because a call costs as much as a few cache lines.
 template <int kSign, bool kOneMask, typename E>
 [[gnu::noinline]] void add_four_bands(const Problem& problem, int64_t rows, const Bands<E>& x,
                                       const Bands<E>& mask, int64_t c, const Lines<float>& y) {
@@ -73,7 +73,7 @@ template <int kSign, bool kOneMask, typename E>
   }
 }
 
-// y += kSign * Phi x; a row of y has room for a vector more.
+// y += kSign * Phi x; a row of y must have room for one more vector.
 template <int kSign, typename E>
 void add_projection(const Problem& problem, int64_t rows, Bands<E> x, Bands<E> mask, Lines<acc_t<E>> y) {
   int64_t c = 0;
@@ -90,7 +90,7 @@ void add_projection(const Problem& problem, int64_t rows, Bands<E> x, Bands<E> m
   }
 }
 
-// The accumulators of a measured row to which a row of a cube is projected.
+// The number of accumulators of a measured row onto which a row of a cube is projected.
 template <typename A>
 int64_t projected_size(const Problem& problem) {
   return problem.measured + kVectorSize<A>;
@@ -98,7 +98,7 @@ int64_t projected_size(const Problem& problem) {
 
 template <typename A>
 Lines<A> take_lines(const Problem& problem, Scratch& scratch) {
-  // Whole cache lines, so that every row is aligned alike.
+  // Whole cache lines, so that all rows are aligned in the same way.
   const int64_t size = Scratch::bytes_of<A>(projected_size<A>(problem)) / sizeof(A);
   return {scratch.take<A>(kRows * size), size};
 }

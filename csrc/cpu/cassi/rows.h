@@ -1,6 +1,6 @@
 // A few rows of a cube or a measurement at a time, with contiguous columns.
 //
-// Rows that already lie so in memory are used where they are, several at once; others are staged in this
+// Rows that are already stored that way are used in place, several at once; others are staged in this
 // thread's scratch, one by one, as accumulators.
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace lorun::cassi::cpu {
 
-// Band c of row r begins at data + c * band + r * row; band is 0 where all bands are one.
+// Band c of row r begins at data + c * band + r * row; band is 0 if all bands are the same.
 template <typename E>
 struct Bands {
   E* data;
@@ -40,7 +40,8 @@ struct Lines {
   Lines at(int64_t r) const { return {data + r * row, row}; }
 };
 
-// This thread's memory for the rows of one kernel call: it grows to the largest call seen and is kept.
+// This thread's memory for the rows of one kernel call: it grows to the size of the largest call so far and
+// is kept.
 class Scratch {
  public:
   void reserve(size_t bytes) {
@@ -74,8 +75,8 @@ class Scratch {
   size_t used_ = 0;
 };
 
-// How to bring a row of a cube of T to loops over E and back: E is T, or T's accumulator for cubes of which
-// some row must be staged.
+// How to bring a row of a cube of T to loops over E and back: E is T, or T's accumulator if a row of some
+// cube must be staged.
 template <typename T, typename E>
 class CubeRows {
  public:
@@ -98,10 +99,10 @@ class CubeRows {
     return Scratch::bytes_of<E>(problem.bands * problem.width);
   }
 
-  // Whether rows are used where they lie.
+  // Whether rows are used in place.
   static bool in_place(const Cube& cube) { return !cube.data || (std::is_same_v<T, E> && cube.column == 1); }
 
-  // The row's values, and where it is used in place those of the rows below; valid until the next call.
+  // The row's values and, if it is used in place, those of the rows below; valid until the next call.
   Bands<E> load(int64_t b, int64_t h) const {
     T* const row = at(b, h);
     if (in_place(cube_)) {
@@ -117,7 +118,7 @@ class CubeRows {
     return staged();
   }
 
-  // Where to compute the row before `store` brings it to its place.
+  // Where to compute the row before `store` copies it to its place.
   Bands<E> target(int64_t b, int64_t h) const {
     return in_place(cube_) ? Bands<E>{reinterpret_cast<E*>(at(b, h)), cube_.band, cube_.row} : staged();
   }
@@ -176,20 +177,20 @@ inline Scratch& this_threads_scratch(size_t bytes) {
   return scratch;
 }
 
-// Pixels that are worth a thread: waking one costs microseconds.
+// The number of pixels that is worth a thread: waking one costs microseconds.
 constexpr int64_t kGrain = 1 << 14;
 
-// Rows of one band follow one another in memory: the processor foresees runs of a few of them, and their
-// cube still fits its caches when it is read again.
+// Rows of one band are consecutive in memory: the processor predicts runs of a few of them, and the part of a
+// cube that they belong to is still in its caches when it is read again.
 constexpr int64_t kRows = 4;
 
-// Rows at once of cubes of which all, some or none are used in place.
+// How many rows are visited at once: several if all cubes are used in place.
 template <typename T, typename E>
 int64_t rows_at_once(std::initializer_list<Cube> cubes) {
   return std::all_of(cubes.begin(), cubes.end(), CubeRows<T, E>::in_place) ? kRows : 1;
 }
 
-// Makes one body a thread, from its scratch, and calls body(b, h, count) for all rows, `rows` of them at
+// Makes one body per thread, from its scratch, and calls body(b, h, count) for all rows, `rows` of them at
 // once.
 template <typename Make>
 void for_rows(const Problem& problem, size_t scratch_bytes, int64_t rows, const Make& make) {
@@ -220,7 +221,7 @@ void for_rows_of_all_samples(const Problem& problem, size_t scratch_bytes, const
 }
 
 // Calls kernel.operator()<T, E>() with the type T that the problem's tensors hold and the type E that loops
-// see: T, where no row of `cubes` must be staged, or the accumulator.
+// see: T if no row of `cubes` must be staged, otherwise T's accumulator.
 template <typename Kernel>
 void dispatch(const Problem& problem, std::initializer_list<Cube> cubes, const Kernel& kernel) {
   const auto half = [&]<typename T>(T) {

@@ -58,7 +58,7 @@ class Factors {
   GramRow<A> gram_;
 };
 
-// With kStep known, the sum is vectorised.
+// With kStep known at compile time, the sum is vectorised.
 template <Step kStep, typename A>
 A scale_gradient_sum(const Problem& problem, const A* factor, const A* residual, const A* u) {
   A sum = 0;

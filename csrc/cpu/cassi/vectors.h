@@ -23,7 +23,7 @@ V read(const E* row) {
   if constexpr (std::is_same_v<V, A>) {
     return static_cast<A>(*row);
   } else if constexpr (std::is_same_v<E, A>) {
-    // clang forgets the alignment of V, which is a template's argument, but not of an alias of its own.
+    // clang forgets the alignment of V, because it is a template's argument, but not that of a local alias.
     using Here __attribute__((vector_size(sizeof(V)), aligned(sizeof(A)), may_alias)) = A;
     return *reinterpret_cast<const Here*>(row);
   } else {

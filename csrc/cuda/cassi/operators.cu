@@ -1,4 +1,4 @@
-// Phi, its adjoint, and the gradient of their mask.
+// Phi, its adjoint, and the gradient of both with respect to their mask.
 #include "cuda/cassi/launchers.h"
 
 #include "cuda/cassi/row.cuh"

@@ -1,4 +1,5 @@
-// The data step x - Phi^T (factor * (Phi x - y)) in one read and one write of the cube, and its gradients.
+// The data steps PGD and HQS, x - Phi^T (factor * (Phi x - y)), in one read and one write of the cube, and
+// their gradients. What the two differ in, the factor, is step_factor in common/cassi.h.
 #include "cuda/cassi/launchers.h"
 
 #include "cuda/cassi/row.cuh"
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   finish_row<T, kStaged>(out_cube, out_staging, at);
 }
 
-// The sum over the block, in an order that is always the same; only thread 0 receives it.
+// The sum over the block, always in the same order; only thread 0 receives it.
 template <typename A>
 __device__ __forceinline__ A block_sum(A value, A* scratch) {
   const int thread = threadIdx.x;
@@ -71,7 +72,7 @@ __device__ __forceinline__ A block_sum(A value, A* scratch) {
   return thread == 0 ? scratch[0] : A(0);
 }
 
-// What the backward pass works on; a null pointer is not wanted.
+// The operands of the backward pass; a result whose pointer is null is not wanted.
 struct Backward {
   Cube grad, x, mask, grad_x, grad_mask;
   Measurement residual, grad_y;
