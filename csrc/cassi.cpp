@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> check_step(const char* op, bool hqs, const Tensor& x,
   return {check_mask(op, mask, cube, x, x.sizes()), check_scale(op, hqs, scale, x)};
 }
 
-// The address of the first element, and the address behind the last.
+// The address of the first element, and the address just after the last.
 std::pair<const char*, const char*> extent(const Tensor& tensor) {
   int64_t last = 0;
   for (int64_t dim = 0; dim < tensor.dim(); ++dim) {

@@ -58,7 +58,7 @@ enum class Step : int32_t {
   kHqs,  // factor = 1 / (diag(Phi Phi^T) + mu), by Woodbury from (Phi^T Phi + mu I)^-1 (Phi^T y + mu w)
 };
 
-// gram is the sum of squared mask values that meet in a measured pixel; where it is 0, nothing was measured.
+// gram is the sum of squared mask values that meet in a measured pixel; if it is 0, nothing was measured.
 template <typename A>
 LORUN_HOST_DEVICE A step_factor(Step step, A gram, A scale) {
   if (step == Step::kPgd) {

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-// torch's headers declare it only where USE_CUDA is defined; a CUDA torch always has it.
+// torch's headers declare it only if USE_CUDA is defined; a CUDA torch always has it.
 extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                void** ret_stream);
 

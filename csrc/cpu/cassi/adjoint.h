@@ -10,7 +10,7 @@
 namespace lorun::cassi::cpu {
 
 // out[k] = x[k] + mask[k] * v[offsets[k]] for kBands bands and kCount accumulators V from column w on,
-// without x where kPlus is false. out may be x itself. All columns of a band are read before the first is
+// without x if kPlus is false. out may be x itself. All columns of a band are read before the first is
 // written, which is faster than alternating.
 template <typename V, int kCount, int kBands, bool kPlus, bool kOneMask, typename E>
 void adjoint_columns(Bands<E> out, Bands<E> x, Bands<E> mask, const acc_t<E>* v, const int32_t* offsets,

@@ -44,7 +44,7 @@ __device__ __forceinline__ void fetch(const Task& task, Cursor& at, int tile_ste
   __pipeline_commit();
 }
 
-// Where pixel m of a tile lies in it.
+// The place of pixel m within a tile.
 __device__ __forceinline__ int row_in_tile(const Plan& plan, int m) { return m >> plan.tile_width_log2; }
 __device__ __forceinline__ int column_in_tile(const Plan& plan, int m) { return m & (plan.tile_width - 1); }
 
