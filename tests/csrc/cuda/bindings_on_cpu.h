@@ -1,5 +1,5 @@
-// What stands in for a GPU and for torch's CUDA functions where bindings are registered for CPU tensors, and
-// how a launcher writes down what it is given. Included first.
+// What stands in for a GPU and for torch's CUDA functions if bindings are registered for CPU tensors, and how
+// a launcher records its arguments. Include it first.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -38,7 +38,7 @@ const char* last_call() { return on_cpu::recorded.c_str(); }
 
 void fail_with(int error) { on_cpu::result = static_cast<cudaError_t>(error); }
 
-// A CPU torch has no streams, and takes no tensor for one of a GPU.
+// A CPU torch has no streams, and no tensor of it counts as one of a GPU.
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = reinterpret_cast<void*>(77);
   return AOTI_TORCH_SUCCESS;

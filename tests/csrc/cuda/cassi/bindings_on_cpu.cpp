@@ -1,8 +1,8 @@
-// The bindings of the CUDA kernels, registered for CPU tensors, with launchers that write down what they are
-// given: what a GPU would be asked to do, on a machine without one.
-#include "cuda_bindings_on_cpu.h"
+// The bindings of the CASSI kernels, registered for CPU tensors, with launchers that record their arguments:
+// what a GPU would be asked to do, on a machine without one.
+#include "bindings_on_cpu.h"
 
-#include "cuda/bindings.cpp"
+#include "cuda/cassi/bindings.cpp"
 
 namespace lorun::cassi {
 

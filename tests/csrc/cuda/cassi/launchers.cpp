@@ -1,5 +1,5 @@
-// The CASSI launchers for ctypes.
-#include "cuda/cassi.h"
+// The CASSI launchers, for ctypes.
+#include "cuda/cassi/launchers.h"
 
 using namespace lorun::cassi;
 

@@ -1,4 +1,4 @@
-"""The launchers of csrc/cuda/cassi.h on the emulated device, with tensors."""
+"""The launchers of csrc/cuda/cassi/launchers.h on the emulated device, with tensors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import ctypes
 from ctypes import Structure, byref, c_int, c_int32, c_int64, c_void_p
 
 import torch
-from emulator import Guarded, run
 from torch import Tensor
+
+from ..on_host.emulator import Guarded, run
 
 
 class CubeView(Structure):

@@ -1,7 +1,7 @@
 // Runs every CASSI kernel once on a small problem, for ThreadSanitizer to watch.
 #include <vector>
 
-#include "cuda/cassi.h"
+#include "cuda/cassi/launchers.h"
 #include "races.h"
 
 using namespace lorun::cassi;
@@ -47,7 +47,7 @@ void run(Layout layout, Layout out_layout, bool flat_mask) {
     };
     expect(cuda::step(problem, step, layout(x), measurement(y), mask_view, scale.data(), 1, out_layout(out),
                       measurement(residual), nullptr));
-    // What is not wanted brings no barrier along that hides the lack of another.
+    // A result that is not wanted adds no barrier that would hide the lack of another.
     backward(out_layout(out), grad_mask, grad_scale.data());
     backward(out_layout(out), Cube{}, nullptr);
     backward(Cube{}, grad_mask, nullptr);

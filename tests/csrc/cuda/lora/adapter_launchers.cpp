@@ -1,6 +1,6 @@
-// The launchers of the adapter's gradients for ctypes.
-#include "cuda/lora_adapter_plan.h"
-#include "cuda/lora_conv.h"
+// The launchers of the adapter's gradients, for ctypes.
+#include "cuda/lora/adapter_plan.h"
+#include "cuda/lora/launchers.h"
 
 using namespace lorun::lora;
 

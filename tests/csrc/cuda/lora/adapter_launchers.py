@@ -7,9 +7,10 @@ from collections.abc import Callable
 from ctypes import Structure, byref, c_bool, c_int32, c_int64, c_void_p
 
 import torch
-from emulator import run
-from lora_launchers import Adapted, Call, Geometry, ProblemView, WeightView, problem_view
 from torch import Tensor
+
+from ..on_host.emulator import run
+from .launchers import Adapted, Call, Geometry, ProblemView, WeightView, problem_view
 
 
 class PlanView(Structure):

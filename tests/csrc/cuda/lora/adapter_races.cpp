@@ -2,7 +2,7 @@
 // ThreadSanitizer to watch.
 #include <vector>
 
-#include "cuda/lora_depthwise.h"
+#include "cuda/lora/depthwise.h"
 #include "races.h"
 
 using namespace lorun::lora;
@@ -79,7 +79,7 @@ struct Layer {
 }  // namespace
 
 int main() {
-  // First what reads no addresses from shared memory, which are wild without barriers.
+  // Kernels that read addresses from shared memory come last: without barriers these are wild.
   Layer depthwise(5, 5, 5);
   Picture input(5), output(5);
   expect(cuda::depthwise(depthwise.problem, input.image, Image{}, depthwise.weight, cuda::Epilogue{},

@@ -1,8 +1,7 @@
-// The bindings of the low-rank convolution's CUDA kernels, with launchers that write down what they are
-// given.
-#include "cuda_bindings_on_cpu.h"
+// The bindings of the low-rank convolution's kernels, with launchers that record their arguments.
+#include "bindings_on_cpu.h"
 
-#include "cuda/lora_bindings.cpp"
+#include "cuda/lora/bindings.cpp"
 
 namespace lorun::lora {
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / "cuda_on_host"))
-from lora_launchers import Adapted, Geometry, LoraConv  # noqa: E402
+from lorun_kernels import reference
 
-from lorun_kernels import reference  # noqa: E402
+from .launchers import Adapted, Geometry, LoraConv
 
-# Half the distance of 1 to the next number.
+# Half the distance from 1 to the next number.
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 TF32_UNIT = 2.0**-11
+# And from 0 to the smallest number, where that matters.
 SMALLEST = {torch.float32: 0.0, torch.float16: 2.0**-25, torch.bfloat16: 0.0}
 
 

@@ -1,7 +1,7 @@
 // Runs the convolution and its input gradient on small problems, for ThreadSanitizer to watch.
 #include <vector>
 
-#include "cuda/lora_conv.h"
+#include "cuda/lora/launchers.h"
 #include "races.h"
 
 using namespace lorun::lora;
@@ -49,7 +49,7 @@ void run(bool tf32) {
 int main() {
   run(false);
   run(true);
-  // Too little for the weights to stay.
+  // Too little shared memory for the weights to stay.
   cuda_on_host_set_shared_limit(20 * 1024);
   run(false);
 }

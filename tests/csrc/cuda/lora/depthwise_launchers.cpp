@@ -1,5 +1,5 @@
-// The launchers of depthwise convolutions for ctypes, as lora_conv would call them.
-#include "cuda/lora_depthwise.h"
+// The launchers of depthwise convolutions, for ctypes, as the convolution's launchers would call them.
+#include "cuda/lora/depthwise.h"
 
 using namespace lorun::lora;
 

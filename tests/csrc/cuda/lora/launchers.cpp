@@ -1,7 +1,7 @@
-// The launchers of the low-rank convolution for ctypes.
-#include "cuda/lora_conv.h"
+// The launchers of the low-rank convolution, for ctypes.
+#include "cuda/lora/launchers.h"
 
-#include "cuda/lora_conv_plan.h"
+#include "cuda/lora/conv_plan.h"
 
 using namespace lorun::lora;
 
@@ -17,7 +17,7 @@ int lora_conv_grad_input(const Problem& problem, const Image& grad, const Weight
   return cuda::conv_grad_input(problem, grad, weight, grad_input, grad_input2, nullptr);
 }
 
-// The parts of the forward pass's plan that tests look at.
+// The parts of the forward pass's plan that tests check.
 struct PlanView {
   int32_t warps, columns, slices, whole, resident, stages, staged_outs, shared;
 };

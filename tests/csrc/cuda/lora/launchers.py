@@ -1,4 +1,4 @@
-"""The launchers of csrc/cuda/lora_conv.h on the emulated device, with tensors."""
+"""The convolution's launchers of csrc/cuda/lora/launchers.h on the emulated device, with tensors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from ctypes import Structure, byref, c_bool, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 
 import torch
-from emulator import Guarded, run
 from torch import Tensor
+
+from ..on_host.emulator import Guarded, run
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ACTIVATIONS = ["none", "relu", "gelu", "leaky_relu"]

@@ -1,5 +1,5 @@
-// The launchers that merge weights for ctypes.
-#include "cuda/lora_conv.h"
+// The launchers that merge weights, for ctypes.
+#include "cuda/lora/launchers.h"
 
 using namespace lorun::lora;
 

@@ -7,9 +7,10 @@ import struct
 from ctypes import byref, c_int32, c_int64, c_void_p
 
 import torch
-from emulator import run
-from lora_launchers import DTYPES, Adapted, Call
 from torch import Tensor
+
+from ..on_host.emulator import run
+from .launchers import DTYPES, Adapted, Call
 
 
 class LoraMerge:
@@ -48,7 +49,7 @@ class LoraMerge:
         return merged
 
     def merge_stage_backward(self, layers: list[Adapted], grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The stacked gradients of up and down from that of the merged weights, which lie as above."""
+        """The stacked gradients of up and down from that of the merged weights, laid out as above."""
         call = Call()
         ups, downs = _stacks(layers)
         grads = [call.guarded(stack, False) for stack in (ups, downs)]
@@ -68,7 +69,7 @@ class LoraMerge:
 
 
 def _table(call: Call, layers: list[Adapted]) -> int:
-    """Where the rows of StageLayer lie."""
+    """Where the rows of StageLayer are."""
     rows, offsets = [], [0, 0, 0]
     for layer in layers:
         parts = layer.up, layer.down, layer.weight

@@ -1,5 +1,5 @@
 // One product of the tile interface, its operands stored as rows or as columns.
-#include "cuda/lora_tile.cuh"
+#include "cuda/lora/tile.cuh"
 
 using namespace lorun::lora::cuda;
 
