@@ -1,65 +1,95 @@
-"""Every CUDA file compiles for every GPU that is served, and no kernel spills registers to memory."""
+"""The CUDA library: it compiles for every GPU that is served, no kernel spills registers, products run on
+tensor cores, and its ops are registered through torch's stable ABI alone."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parents[2] / "csrc"
-FILES = sorted((SOURCES / "cuda").glob("*.cu"))
+FILES = sorted((Path(__file__).parents[2] / "csrc/cuda").glob("*/*.cu"))
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 
 KERNEL = re.compile(
-    r"Compiling entry function '(?P<name>\S+)' for '\S+'\n.*\n"
+    r"Compiling entry function '(?P<name>\S+)' for '(?P<architecture>\S+)'\n.*\n"
     r".* (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
     r".*Used (?P<registers>\d+) registers"
 )
 
+# Python's import binds lazily, which a CPU torch needs: it has no function for the current CUDA stream. The
+# import fails, but after the library has registered its ops.
+REGISTER = """
+import importlib.machinery, importlib.util, json, os, sys
+import torch
+sys.setdlopenflags(os.RTLD_LAZY)
+loader = importlib.machinery.ExtensionFileLoader("_C_cuda", sys.argv[1])
+try:
+    importlib.util.module_from_spec(importlib.util.spec_from_loader("_C_cuda", loader))
+except ImportError:
+    pass
+names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("lorun_cuda::")]
+print(json.dumps([n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA")]))
+"""
 
-def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, to compile the CUDA kernels"),
+]
 
 
-def compile_command(architecture: str) -> list[str]:
-    return [find_nvcc(), f"-arch={architecture}", "-std=c++20", "-O3", f"-I{SOURCES}"]
+@dataclass(frozen=True)
+class Built:
+    wheel: Path
+    objects: Path
+    reports: dict[str, str]
+
+    @property
+    def library(self) -> Path:
+        return self.wheel / "lorun_kernels/_C_cuda.so"
+
+    def ptx(self, file: str) -> list[str]:
+        """That of each kernel of a file: it is text in the file's object."""
+        content = (self.objects / f"{file}.o").read_bytes()
+        return [entry.partition(b"\0")[0].decode() for entry in content.split(b".entry ")[1:]]
 
 
-def compile_report(file: Path, architecture: str, folder: Path) -> str:
-    """What ptxas says about the kernels of a file."""
-    cubin = folder / f"{file.stem}.{architecture}.cubin"
-    command = [*compile_command(architecture), "-cubin", "-Xptxas=-v", str(file), "-o", str(cubin)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
+def reports_of(printed: str) -> dict[str, str]:
+    """What the compiler says about each file, which follows the command in one piece."""
+    reports, file = {}, None
+    for line in printed.splitlines(keepends=True):
+        command = re.search(r" -c -o \S*/cuda/(\S+)\.o ", line)
+        file = command[1] if command else file
+        reports[file] = reports.get(file, "") + line
+    return reports
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    """(file, architecture) -> report, compiled two at a time."""
-    if find_nvcc() is None:
-        pytest.skip("needs nvcc, to compile the CUDA kernels")
-    folder = tmp_path_factory.mktemp("cubins")
-    pairs = list(product(FILES, ARCHITECTURES))
-    with ThreadPoolExecutor(2) as pool:
-        texts = pool.map(lambda pair: compile_report(*pair, folder), pairs)
-        return dict(zip(pairs, texts, strict=True))
+def built(source_in, build_wheel, tmp_path_factory) -> Built:
+    """One build for all tests here, with PTX that is not compressed."""
+    source = source_in(tmp_path_factory.mktemp("library"))
+    wheel, printed = build_wheel(
+        source,
+        LORUN_CUDA="1",
+        TORCH_CUDA_ARCH_LIST="8.0+PTX;9.0;10.0",
+        NVCC_APPEND_FLAGS="-Xptxas=-v -no-compress",
+    )
+    (objects,) = source.glob("build/temp*/cuda/csrc/cuda")
+    return Built(wheel, objects, reports_of(printed))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_no_kernel_spills(reports, file, architecture):
-    report = reports[file, architecture]
-    kernels = list(KERNEL.finditer(report))
-    assert len(kernels) == report.count("Compiling entry function") > 0
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_no_kernel_spills(built, file, architecture):
+    report = built.reports[f"{file.parent.name}/{file.name}"]
+    kernels = [kernel for kernel in KERNEL.finditer(report) if kernel["architecture"] == architecture]
+    compiled = re.findall(rf"Compiling entry function '\S+' for '{architecture}'", report)
+    assert len(kernels) == len(compiled) > 0
     for kernel in kernels:
         print(f"{kernel['registers']:>4} registers  {kernel['name']}")
     spilling = [kernel["name"] for kernel in kernels if kernel["stores"] != "0" or kernel["loads"] != "0"]
@@ -73,26 +103,9 @@ MMA = {
 }
 
 
-@pytest.fixture(scope="module")
-def kernels_of(tmp_path_factory):
-    """From the name of a file to the PTX of each of its kernels."""
-    if find_nvcc() is None:
-        pytest.skip("needs nvcc, to compile the CUDA kernels")
-    folder = tmp_path_factory.mktemp("ptx")
-
-    def compile_file(name: str) -> list[str]:
-        target = folder / f"{name}.ptx"
-        command = [*compile_command("sm_80"), "-ptx", str(SOURCES / "cuda" / name), "-o", str(target)]
-        subprocess.run(command, check=True)
-        return target.read_text().split(".entry ")[1:]
-
-    return compile_file
-
-
 # On the host the tile interface is plain loops, so that no other test would see tensor cores go.
-@pytest.mark.slow
-def test_the_convolution_multiplies_on_tensor_cores(kernels_of):
-    kernels = kernels_of("lora_conv.cu")
+def test_the_convolution_multiplies_on_tensor_cores(built):
+    kernels = built.ptx("lora/conv.cu")
     for name, instruction in MMA.items():
         users = [kernel for kernel in kernels if instruction in kernel]
         assert len(users) == 3, f"{name}: a kernel for each width of a slice"
@@ -101,9 +114,8 @@ def test_the_convolution_multiplies_on_tensor_cores(kernels_of):
     assert len(exact) == 3 and all("fma.rn.f32" in kernel for kernel in exact)
 
 
-@pytest.mark.slow
-def test_the_adapter_gradient_multiplies_on_tensor_cores(kernels_of):
-    kernels = [kernel for kernel in kernels_of("lora_conv_adapter.cu") if "adapter_kernel" in kernel]
+def test_the_adapter_gradient_multiplies_on_tensor_cores(built):
+    kernels = [kernel for kernel in built.ptx("lora/conv_adapter.cu") if "adapter_kernel" in kernel]
     for name, instruction in MMA.items():
         (user,) = [kernel for kernel in kernels if instruction in kernel]
         assert "cp.async.cg" in user and "atom.global.add.f32" in user
@@ -111,3 +123,24 @@ def test_the_adapter_gradient_multiplies_on_tensor_cores(kernels_of):
         assert ("ldmatrix.sync.aligned.m8n8.x4.trans" in user) == (name != "tf32")
     (exact,) = [kernel for kernel in kernels if "mma.sync" not in kernel]
     assert "fma.rn.f32" in exact
+
+
+def test_it_needs_only_the_stable_abi_and_registers_its_ops(built):
+    record = json.loads((built.wheel / "lorun_kernels/_build.json").read_text())
+    assert record["cuda_architectures"] == ["sm_80", "compute_80", "sm_90", "sm_100"]
+    assert record["cuda_version"]
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", "-C", built.library], capture_output=True, text=True, check=True
+    ).stdout
+    assert "aoti_torch_get_current_cuda_stream" in listed
+    for namespace in ("c10::", "at::", "torch::", "lorun::"):
+        assert f" {namespace}" not in listed
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER, built.library], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    cassi = ("forward", "adjoint", "mask_grad", "step", "step_backward")
+    lora = ("conv2d", "conv2d_grad_input", "conv2d_grad_adapter", "merge")
+    lora += ("merge_stage", "merge_stage_backward")
+    ops = [*(f"cassi_{op}" for op in cassi), *(f"lora_{op}" for op in lora)]
+    assert sorted(json.loads(done.stdout)) == sorted(f"lorun_cuda::{op}" for op in ops)
