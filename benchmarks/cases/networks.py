@@ -29,7 +29,7 @@ def network(
     stages: int = 9,
     batch: int = 1,
     width: int = 28,
-    bands: int = 28,
+    bands: int | None = None,
     compiled: bool = True,
 ) -> Case:
     """Restore `batch` images. Block-K is LoRun-K with its adapters merged, so its result is checked too."""

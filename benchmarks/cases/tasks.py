@@ -18,8 +18,9 @@ from benchmarks.peers.field_network import (
     random_lorun,
     random_shared,
 )
-from lorun.networks import NetworkConfig
+from lorun.networks import network_config
 from lorun.physics import CASSI
+from lorun.tasks.task import NetworkSettings
 
 SHARED, BLOCK = "Shared", "Block"
 OWN_CODE = (SHARED, BLOCK)
@@ -43,17 +44,17 @@ class Blueprint:
         field: the field's data steps, by the name of the candidate.
     """
 
-    config: NetworkConfig
+    config: NetworkSettings
     physics: Callable[[nn.Module, int], nn.Module]
     field: dict[str, type[nn.Module]]
 
 
 NETWORKS = {
     "cs": Blueprint(
-        NetworkConfig("cs", ratio=0.25), lambda physics, size: physics, {FIELD: BlockConvolutions}
+        network_config("cs", ratio=0.25), lambda physics, size: physics, {FIELD: BlockConvolutions}
     ),
     "cassi": Blueprint(
-        NetworkConfig("cassi", algorithm="hqs"),
+        network_config("cassi", algorithm="hqs"),
         lambda physics, size: CASSI(torch.rand(size, size), physics.bands),
         {FIELD: CroppedRolls, PADDED: PaddedRolls},
     ),
@@ -80,11 +81,18 @@ class Networks:
 
 
 def networks_of(
-    task: str, device: str, size: int, batch: int = 1, stages: int = 9, width: int = 28, bands: int = 28
+    task: str,
+    device: str,
+    size: int,
+    batch: int = 1,
+    stages: int = 9,
+    width: int = 28,
+    bands: int | None = None,
 ) -> Networks:
     """Untrained networks in which no weight is zero; only a spectral task has `bands`."""
     blueprint = NETWORKS[task]
-    shared = random_shared(replace(blueprint.config, stages=stages, width=width, bands=bands))
+    spectral = {} if bands is None else {"bands": bands}
+    shared = random_shared(replace(blueprint.config, stages=stages, width=width, **spectral))
     shared.physics = blueprint.physics(shared.physics, size)
     lorun = random_lorun(shared.to(device))
     forms = {OURS: lorun, SHARED: shared, BLOCK: merged_network(lorun)}

@@ -16,7 +16,7 @@ def training_step(
     stages: int = 9,
     batch: int = 1,
     width: int = 28,
-    bands: int = 28,
+    bands: int | None = None,
     peak: bool = True,
 ) -> Case:
     """Forward and backward on `batch` crops. Everything has a gradient except LoRun's frozen base."""

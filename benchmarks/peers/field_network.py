@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from benchmarks.peers.cassi_rolls import STEP, RollStep, pad
 from lorun.denoisers import UNet
-from lorun.networks import NetworkConfig, build_network
+from lorun.networks import build_network
 from lorun.physics import CASSI, BlockCS
+from lorun.tasks.task import NetworkSettings
 from lorun.unfolding import UnfoldingNetwork
 from lorun_kernels import ConvAct, FusedLoRAConv2d
 
@@ -161,7 +162,7 @@ def merged_network(net: UnfoldingNetwork) -> UnfoldingNetwork:
 
 
 @torch.no_grad()
-def random_shared(config: NetworkConfig) -> UnfoldingNetwork:
+def random_shared(config: NetworkSettings) -> UnfoldingNetwork:
     """The Shared-K of a config with a U-Net: untrained, but no parameter is zero."""
     shared = build_network(replace(config, variant="shared"))
     nn.init.normal_(shared.denoiser.last.weight, std=0.02)

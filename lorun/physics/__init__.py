@@ -1,8 +1,13 @@
-"""Measurement models. Each has A, A_adjoint, start, pgd_step, hqs_step, and physics(x), A(x) and noise."""
+"""Measurement models y = A(x) + noise, all of them a `Physics`: see there for what each can do.
+
+`BlockCS`: block compressive sensing. `CASSI`: snapshot spectral imaging. `Linear`: any linear operator that
+is given as two functions, such as those of a deepinv physics. `GaussianNoise`, `ShotNoise`: noise for each.
+"""
 
 from lorun.physics.block_cs import BlockCS
 from lorun.physics.cassi import CASSI
+from lorun.physics.linear import Linear
 from lorun.physics.noise import GaussianNoise, ShotNoise
 from lorun.physics.physics import Physics
 
-__all__ = ["CASSI", "BlockCS", "GaussianNoise", "Physics", "ShotNoise"]
+__all__ = ["CASSI", "BlockCS", "GaussianNoise", "Linear", "Physics", "ShotNoise"]

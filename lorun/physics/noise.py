@@ -1,15 +1,18 @@
-"""Noise of a camera: modules that are applied to a clean measurement."""
+"""Noise of a sensor: modules that are applied to a clean measurement."""
 
 import torch
 from torch import Tensor, nn
 
 
 class GaussianNoise(nn.Module):
-    """y + sigma * normal.
+    """y + sigma * n with standard normal n, in the shape, dtype and layout of y, and differentiable.
 
     Args:
         sigma: standard deviation on the scale of y, at least 0.
-        generator: where the random numbers come from; None is torch's own.
+        generator: where the random numbers come from; None is torch's default.
+
+    Raises:
+        ValueError: sigma is negative or not finite.
     """
 
     def __init__(self, sigma: float, generator: torch.Generator | None = None):
@@ -24,17 +27,20 @@ class GaussianNoise(nn.Module):
 
 
 class ShotNoise(nn.Module):
-    """Binomial(floor(v * 2^bits / qe), qe) / 2^bits for v = y / full_well: the photons that a sensor detects.
+    """full_well * Binomial(floor(v * 2^bits / qe), qe) / 2^bits with v = y / full_well: detected photons.
 
-    The field's model of the real CASSI camera (TSA-Net, Meng et al. 2020: QE 0.4, 11 bits). Not
-    differentiable: it is for measurements, which need no gradient.
+    The field's model of the real CASSI sensor (TSA-Net, Meng et al. 2020: quantum efficiency 0.4, 11 bits),
+    in the shape and dtype of y. It is not differentiable: it is for measurements, which need no gradient.
 
     Args:
-        quantum_efficiency: in (0, 1].
+        quantum_efficiency: the share of photons that is detected, in (0, 1].
         bits: of the sensor, 1 to 16.
-        full_well: the y, above 0, that fills a pixel's well. The field's scale of CASSI, y / C * 2 * 1.2, is
-            a full well of C / 2.4.
-        generator: where the random numbers come from; None is torch's own.
+        full_well: the value of y, above 0, that fills a pixel's well. The field's scale for CASSI,
+            y / C * 2 * 1.2, is a full well of C / 2.4.
+        generator: where the random numbers come from; None is torch's default.
+
+    Raises:
+        ValueError: an argument out of its range; at the call, a y that is negative or not finite.
     """
 
     def __init__(
@@ -57,8 +63,8 @@ class ShotNoise(nn.Module):
     @torch.no_grad()
     def forward(self, y: Tensor) -> Tensor:
         photons = torch.floor(y.float() * self.scale / self.quantum_efficiency)
-        # Of infinitely many photons torch.binomial draws for ever.
+        # With infinitely many photons torch.binomial never returns.
         if y.numel() and not 0 <= photons.min() <= photons.max() < float("inf"):
-            raise ValueError("y: shot noise needs finite values of at least 0; mend or clamp them first")
+            raise ValueError("y: shot noise needs finite values of at least 0; correct or clamp them first")
         share = torch.full_like(photons, self.quantum_efficiency)
         return (torch.binomial(photons, share, generator=self.generator) / self.scale).to(y.dtype)

@@ -1,8 +1,8 @@
-"""A first cube from a snapshot: the most probable one where neighbouring pixels have similar spectra.
+"""A first cube from a snapshot: the most probable one if neighbouring pixels have similar spectra.
 
-Spectra are sums of eight cosines. Natural scenes differ from pixel to pixel mostly in brightness, the first
-cosine's weight, and ever less in the others; and where they differ much, at an edge, they differ in all. With
-that known, least squares alone separates the bands.
+Spectra are sums of eight cosines. From pixel to pixel, natural scenes differ mostly in brightness, the weight
+of the first cosine, and less and less in the others; where they differ a lot, at an edge, they differ in all
+of them. Knowing that, least squares alone separates the bands.
 """
 
 import math
@@ -13,20 +13,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# Mean squared difference of neighbouring pixels in the weight of each cosine, as a share of the second's: of
-# the four CAVE scenes that LoRun trains on (balloons, chart_and_stuffed_toy, paints, sponges).
+from lorun.physics.conjugate_gradients import conjugate_gradients
+
+# Mean squared difference between neighbouring pixels in the weight of each cosine, as a share of the
+# second's, over the four CAVE scenes that LoRun trains on (balloons, chart_and_stuffed_toy, paints, sponges).
 ROUGHNESS = (26.0, 1.0, 0.65, 0.082, 0.067, 0.028, 0.028, 0.013)
 SMOOTHING = 20.0
-# Rounds of conjugate gradients, each with the edges that the one before has found, and their iterations.
+# Rounds of conjugate gradients, each using the edges that the previous one found, and iterations of each.
 ROUNDS, ITERATIONS = 5, 16
-# What counts as an edge: differences whose square is not far below this share of the mean.
+# A squared difference counts as an edge unless it is far below this share of the mean.
 EDGE_FLOOR = 1e-2
-# Of the preconditioner, which without it would divide by zero at frequency zero.
+# Without it the preconditioner would divide by zero at frequency zero.
 FLOOR = 1e-3
 
 
 class Camera(Protocol):
-    """What `smooth_start` asks of a measurement model: `CASSI` has it."""
+    """What `smooth_start` needs of a camera: `CASSI` has it."""
 
     bands: int
 
@@ -39,19 +41,22 @@ class Camera(Protocol):
 
 
 def smooth_start(camera: Camera, y: Tensor, guess: Tensor, rounds: int = ROUNDS) -> Tensor:
-    """Towards argmin over w of |Phi E w - y|^2 + s sum over neighbours of |w_p - w_q|, as the cube E w.
+    """The cube E w that approaches argmin over w of |Phi E w - y|^2 + s sum over neighbours of |w_p - w_q|.
 
     E holds the first eight functions of the discrete cosine transform over the bands, each times the root of
-    its ROUGHNESS, so that differences of w count alike: total variation of the whole spectrum at once.
-    Iteratively reweighted least squares, with weights that are 1 in the mean; a round solves by conjugate
-    gradients, whose preconditioner is the inverse for a mask of this mean and variance whose pixels are
-    independent. Nothing in it is trained but eight numbers.
+    its ROUGHNESS, so that all differences of w count alike: total variation of the whole spectrum at once.
+    It is iteratively reweighted least squares with weights whose mean is 1. Each round is solved by conjugate
+    gradients, whose preconditioner is the exact inverse for a mask of independent pixels with this mean and
+    variance. Only eight numbers in it come from data.
 
     Args:
         camera: `CASSI`, with its mask.
-        y: measurements, (B, H, W'); float32 or float64, other types are computed in float32.
-        guess: a cube to begin with, (B, C, H, W).
-        rounds: at least 0; the first knows no edges.
+        y: measurements, (B, H, W'); float32 or float64; other types are computed in float32.
+        guess: the cube to begin with, (B, C, H, W).
+        rounds: at least 0; the first one knows no edges.
+
+    Returns:
+        (B, C, H, W) in the dtype of y.
     """
     with torch.autocast(y.device.type, enabled=False):  # conjugate gradients need their digits
         return _solve(camera, y, guess, rounds)
@@ -80,7 +85,9 @@ def _solve(camera: Camera, y: Tensor, guess: Tensor, rounds: int) -> Tensor:
     edges = (weights.new_ones(()), weights.new_ones(()))
     for number in range(rounds):
         edges = _edges(weights) if number else edges
-        weights = _conjugate_gradients(partial(normal, edges=edges), precondition, target, weights)
+        system = partial(normal, edges=edges)
+        residual = target - system(weights)
+        weights, _ = conjugate_gradients(system, precondition, weights, residual, ITERATIONS)
     return expand(weights)
 
 
@@ -91,31 +98,8 @@ def cosines(bands: int, count: int) -> Tensor:
     return functions / functions.norm(dim=0)
 
 
-def _conjugate_gradients(
-    normal: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], target: Tensor, x: Tensor
-) -> Tensor:
-    """Solve normal(x) = target for every sample of a batch."""
-    tiny = torch.finfo(x.dtype).tiny  # a sample that is solved exactly has nothing left to divide by
-    residual = target - normal(x)
-    direction = z = precondition(residual)
-    product = _dot(residual, z)
-    for _ in range(ITERATIONS):
-        moved = normal(direction)
-        length = product / _dot(direction, moved).clamp_min(tiny)
-        x = x + length * direction
-        residual = residual - length * moved
-        z = precondition(residual)
-        before, product = product, _dot(residual, z)
-        direction = z + product / before.clamp_min(tiny) * direction
-    return x
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((1, 2, 3), keepdim=True)
-
-
 def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of the differences to the pixel below and to the right, 1 in the mean and little at an edge."""
+    """Weights of the differences from the pixel below and on the right: 1 on average, small at an edge."""
     down, right = (x.diff(dim=dim).square().sum(1, keepdim=True) for dim in (2, 3))
     mean = (_mean(down) + _mean(right)) / 2
     down, right = (
@@ -131,7 +115,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def _laplacian(x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
-    """At every pixel the weighted sum of its differences from its neighbours."""
+    """At every pixel, the weighted sum of its differences from its neighbours."""
     out = torch.zeros_like(x)
     down, right = x.diff(dim=2) * edges[0], x.diff(dim=3) * edges[1]
     out[:, :, :-1] -= down
@@ -144,11 +128,12 @@ def _laplacian(x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
 def _preconditioner(
     camera: Camera, basis: Tensor, scale: Tensor, size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
-    """Solves the normal equations of the mean mask, frequency by frequency.
+    """A function that solves the normal equations of the average mask, frequency by frequency.
 
-    A shift by o columns is a phase at horizontal frequency f. In the mean over masks, E^T Phi^T Phi E becomes
-    mean^2 conj(v) v^T + variance E^T E, with v = E^T exp(-2 pi i f o) and E^T E diagonal; the penalty is a
-    number at each frequency. A diagonal and one product of vectors: Sherman and Morrison invert that.
+    A shift by o columns is a phase at horizontal frequency f. Averaged over masks, E^T Phi^T Phi E becomes
+    mean^2 conj(v) v^T + variance E^T E, with v = E^T exp(-2 pi i f o) and E^T E diagonal; the penalty is one
+    number per frequency. That is a diagonal plus one product of vectors, which the Sherman-Morrison formula
+    inverts.
     """
     height, width = size
     mask, dtype, device = camera.mask.to(basis.dtype), basis.dtype, basis.device
@@ -158,7 +143,7 @@ def _preconditioner(
     angles = -2 * math.pi * across[:, None] * offsets
     v = (torch.polar(torch.ones_like(angles), angles) @ basis.to(angles.dtype.to_complex())).T
     penalty = (2 - 2 * torch.cos(2 * math.pi * down))[:, None] + 2 - 2 * torch.cos(2 * math.pi * across)
-    of_each = (mask if mask.dim() == 4 else mask.unsqueeze(0)).flatten(1)  # a row a sample, or one for all
+    of_each = (mask if mask.dim() == 4 else mask.unsqueeze(0)).flatten(1)  # a row per sample, or one for all
     variance, power = (x.view(-1, 1, 1, 1) for x in (of_each.var(1, correction=0), of_each.mean(1).square()))
     diagonal = variance * scale.square().view(-1, 1, 1) + SMOOTHING * penalty + FLOOR
     solved = v.conj()[:, None] / diagonal  # [sample, cosine, down, across]
