@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,32 +102,32 @@ def read_config(path: str | Path) -> NetworkSettings:
     Raises:
         CheckpointError: a file that is not a LoRun model.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
     return _config_of(path, _header(path, metadata))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote, and refuse anything that is not exactly that."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     if "lorun" in metadata and metadata.get("digest") != _digest(tensors, metadata["lorun"]):
         raise CheckpointError(f"{path}: damaged: its contents do not match their digest; fetch it again")
     header = _header(path, metadata)
     return tensors, header | {"digest": metadata["digest"]}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """The safetensors file; what goes wrong with reading it is a CheckpointError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such model file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: str | Path, error: Exception) -> CheckpointError:

@@ -206,6 +206,11 @@ def _step(
     return cube, batch, mask, per_sample, offsets_of(op, step, cube.shape[1]), hqs, cassi_backend(cube)
 
 
+def _stepped(x: Tensor, args: tuple) -> Tensor:
+    out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
+    return out if x.dim() == 4 else out.squeeze(0)
+
+
 def cassi_pgd_step(
     x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2
 ) -> Tensor:
@@ -231,9 +236,7 @@ def cassi_pgd_step(
     that it needs with ``inputs=``. Autograd keeps the mask and, if `rho` or `mask` wants a gradient, the
     residual, which has the measurement's size; it keeps `x` only for a mask that wants one.
     """
-    args = _step("cassi_pgd_step", ("x", "rho"), x, y, mask, rho, step, hqs=False)
-    out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
-    return out if x.dim() == 4 else out.squeeze(0)
+    return _stepped(x, _step("cassi_pgd_step", ("x", "rho"), x, y, mask, rho, step, hqs=False))
 
 
 def cassi_hqs_step(
@@ -259,9 +262,7 @@ def cassi_hqs_step(
 
     Differentiable as :func:`cassi_pgd_step` is.
     """
-    args = _step("cassi_hqs_step", ("w", "mu"), w, y, mask, mu, step, hqs=True)
-    out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
-    return out if w.dim() == 4 else out.squeeze(0)
+    return _stepped(w, _step("cassi_hqs_step", ("w", "mu"), w, y, mask, mu, step, hqs=True))
 
 
 def cassi_pgd_step_(

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from lorun_kernels import reference
 from lorun_kernels.lora_conv import add_residual, check_activation
 
+Size = int | tuple[int, int]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
 
 class ConvAct(nn.Conv2d):
     """`nn.Conv2d`, then an activation, then a residual, and a second input as if it were concatenated.
@@ -32,34 +35,15 @@ class ConvAct(nn.Conv2d):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-        negative_slope: float = 0.01,
-    ) -> None:
+        in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+        dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
+        activation: str | None = None, negative_slope: float = 0.01,
+    ) -> None:  # fmt: skip
         check_activation("ConvAct", activation, negative_slope)
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias),
+            *(padding_mode, device, dtype),
         )
         self.activation = activation
         self.negative_slope = negative_slope

@@ -21,6 +21,8 @@ _backward_op = torch.ops.lorun.lora_conv2d_backward.default
 _aten_convolution = torch.ops.aten.convolution.default
 _aten_convolution_backward = torch.ops.aten.convolution_backward.default
 
+Size = int | Sequence[int]
+
 ACTIVATIONS = (None, "relu", "gelu", "leaky_relu")
 
 
@@ -30,24 +32,9 @@ def _batched(image: Tensor) -> Tensor:
 
 @torch.library.register_fake("lorun::lora_conv2d")
 def _lora_conv2d_fake(
-    input,
-    weight,
-    lora_up,
-    lora_down,
-    bias,
-    stride,
-    padding,
-    dilation,
-    groups,
-    scaling,
-    form,
-    input2=None,
-    residual=None,
-    activation="none",
-    slope=0.01,
-    backend="aten",
-    merged=None,
-):
+    input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form,
+    input2=None, residual=None, activation="none", slope=0.01, backend="aten", merged=None,
+):  # fmt: skip
     batch = _batched(input)
     if input2 is not None:
         batch = torch.cat([batch, _batched(input2)], 1)
@@ -64,21 +51,9 @@ def _lora_conv2d_preactivation_fake(*args):
 
 @torch.library.register_fake("lorun::lora_conv2d_backward")
 def _lora_conv2d_backward_fake(
-    grad,
-    input,
-    weight,
-    lora_up,
-    lora_down,
-    stride,
-    padding,
-    dilation,
-    groups,
-    scaling,
-    form,
-    output_mask,
-    input2=None,
-    backend="aten",
-):
+    grad, input, weight, lora_up, lora_down, stride, padding, dilation, groups, scaling, form, output_mask,
+    input2=None, backend="aten",
+):  # fmt: skip
     need_input, need_weight, need_up, need_down, need_bias, need_input2 = output_mask
     batch = _batched(input)
     both = batch if input2 is None else torch.cat([batch, _batched(input2)], 1)
@@ -157,18 +132,10 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
 
 
 def lora_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    lora_up: Tensor,
-    lora_down: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    scaling: float = 1.0,
-    form: str = "reshape",
-) -> Tensor:
+    input: Tensor, weight: Tensor, lora_up: Tensor, lora_down: Tensor, bias: Tensor | None = None,
+    stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1,
+    scaling: float = 1.0, form: str = "reshape",
+) -> Tensor:  # fmt: skip
     """Convolve with ``W = weight + scaling * (lora_up @ lora_down).view_as(weight)``.
 
     Equation 4 of arXiv 2602.18697. W is merged for the call, in the layout that the convolution wants, and
@@ -242,23 +209,12 @@ def add_residual(output: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def lora_conv2d_act(
-    input: Tensor,
-    weight: Tensor,
-    lora_up: Tensor,
-    lora_down: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    scaling: float = 1.0,
-    form: str = "reshape",
-    *,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-    residual: Tensor | None = None,
-    input2: Tensor | None = None,
-) -> Tensor:
+    input: Tensor, weight: Tensor, lora_up: Tensor, lora_down: Tensor, bias: Tensor | None = None,
+    stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1,
+    scaling: float = 1.0, form: str = "reshape", *,
+    activation: str | None = None, negative_slope: float = 0.01,
+    residual: Tensor | None = None, input2: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """``activation(lora_conv2d(cat([input, input2], 1), ...)) + residual``, in one kernel if there is one.
 
     The GPU kernels read the second input in place, and apply bias, activation and residual before they store

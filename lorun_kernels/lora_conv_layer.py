@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from lorun_kernels import reference
 from lorun_kernels._checks import check_input
 from lorun_kernels.adapted import Adapted, check_source, choose_rank, share
 from lorun_kernels.backends import lora_backend, uses_reference
-from lorun_kernels.conv_act import activation_repr
+from lorun_kernels.conv_act import PaddingMode, Size, activation_repr
 from lorun_kernels.lent_weights import lent_weight
 from lorun_kernels.lora_conv import add_residual, check_activation, check_images, resolve_padding_of_both
 
@@ -26,9 +26,8 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
 
     It takes every argument of `nn.Conv2d`, has its parameter names, returns its memory format and equals it
     while `lora_up` is zero, which it is at the start. The state dict of an `nn.Conv2d` loads without
-    renaming,
-    also strictly: the adapter then adds nothing. :class:`lorun_kernels.ConvAct` is the same layer without an
-    adapter.
+    renaming, also strictly: the adapter then adds nothing. :class:`lorun_kernels.ConvAct` is the same layer
+    without an adapter.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
@@ -58,37 +57,15 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        rank: int | None = None,
-        gamma: float = 10,
-        form: str = "reshape",
-        scaling: float = 1.0,
-        activation: str | None = None,
-        negative_slope: float = 0.01,
-    ) -> None:
+        in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+        dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
+        rank: int | None = None, gamma: float = 10, form: str = "reshape", scaling: float = 1.0,
+        activation: str | None = None, negative_slope: float = 0.01,
+    ) -> None:  # fmt: skip
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias),
+            *(padding_mode, device, dtype),
         )
         if form not in FORMS:
             raise ValueError(f"FusedLoRAConv2d: form must be one of {FORMS}, got {form!r}")
@@ -117,17 +94,10 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
 
     @classmethod
     def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        *,
-        rank: int | None = None,
-        gamma: float = 10,
-        form: str = "reshape",
-        scaling: float = 1.0,
-        activation: str | None = None,
-        negative_slope: float | None = None,
+        cls, conv: nn.Conv2d, *, rank: int | None = None, gamma: float = 10, form: str = "reshape",
+        scaling: float = 1.0, activation: str | None = None, negative_slope: float | None = None,
         freeze: bool = True,
-    ) -> FusedLoRAConv2d:
+    ) -> FusedLoRAConv2d:  # fmt: skip
         """Adapt `conv` without copying it: the result holds conv's own `weight` and `bias` Parameters.
 
         Several results of one `conv` therefore share them. The adapter starts at zero, on conv's device, in
@@ -148,24 +118,10 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
             activation = getattr(conv, "activation", None)
         if negative_slope is None:
             negative_slope = getattr(conv, "negative_slope", 0.01)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]  # torch declares a tuple of any length
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            device="meta",
-            rank=rank,
-            gamma=gamma,
-            form=form,
-            scaling=scaling,
-            activation=activation,
-            negative_slope=negative_slope,
-        )
+        shape: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        shape += (conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, "meta")
+        adapter: Any = {"rank": rank, "gamma": gamma, "form": form, "scaling": scaling}
+        layer = cls(*shape, **adapter, activation=activation, negative_slope=negative_slope)
         return share(layer, conv, freeze)
 
     def extra_repr(self) -> str:

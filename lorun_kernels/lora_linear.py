@@ -45,13 +45,9 @@ torch.library.register_vmap(
 
 
 def lora_linear(
-    input: Tensor,
-    weight: Tensor,
-    lora_up: Tensor,
-    lora_down: Tensor,
-    bias: Tensor | None = None,
+    input: Tensor, weight: Tensor, lora_up: Tensor, lora_down: Tensor, bias: Tensor | None = None,
     scaling: float = 1.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Apply the linear layer ``W = weight + scaling * lora_up @ lora_down``.
 
     The linear form of equation 4 of arXiv 2602.18697. W is merged for the call and not kept after it.

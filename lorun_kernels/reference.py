@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Size = int | Sequence[int]
 Step = int | Sequence[int] | Tensor
 
 
@@ -25,18 +26,10 @@ def merge_lora(
 
 
 def lora_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    lora_up: Tensor,
-    lora_down: Tensor,
-    bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str = 0,
-    dilation: int | tuple[int, int] = 1,
-    groups: int = 1,
-    scaling: float = 1.0,
-    form: str = "reshape",
-) -> Tensor:
+    input: Tensor, weight: Tensor, lora_up: Tensor, lora_down: Tensor, bias: Tensor | None = None,
+    stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1,
+    scaling: float = 1.0, form: str = "reshape",
+) -> Tensor:  # fmt: skip
     merged = merge_lora(weight, lora_up, lora_down, scaling, form)
     return F.conv2d(input, merged, bias, stride, padding, dilation, groups)
 
@@ -63,13 +56,9 @@ def lora_conv2d_act(
 
 
 def lora_linear(
-    input: Tensor,
-    weight: Tensor,
-    lora_up: Tensor,
-    lora_down: Tensor,
-    bias: Tensor | None = None,
+    input: Tensor, weight: Tensor, lora_up: Tensor, lora_down: Tensor, bias: Tensor | None = None,
     scaling: float = 1.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     return F.linear(input, merge_lora(weight, lora_up, lora_down, scaling), bias)
 
 

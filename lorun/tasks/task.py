@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, get_origin
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from lorun.physics import Physics
 from lorun.unfolding import START
 
 Size = tuple[int, int]
+# Restored images (C, H, W) by the name of their method.
+Images = Mapping[str, np.ndarray]
 # A method without a network: measurements (B, ...) and their physics give images (B, C, H, W).
 Solver = Callable[[Tensor, Any], Tensor]
 
@@ -90,17 +92,6 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """How close an image is to the truth, by the named protocol of a task."""
-
-    psnr: float
-    """dB"""
-    ssim: float
-    sam: float | None = None
-    """Mean spectral angle in degrees, if images have spectra."""
-
-
-@dataclass(frozen=True)
 class Sample:
     """Training images (B, C, H, W) in [0, 1], and what measures them if it is not the network's physics."""
 
@@ -133,6 +124,14 @@ class Samples(Protocol):
         """What quality is watched on during training: never part of a sample."""
 
 
+class Quality(NamedTuple):
+    """How close an image is to the truth: PSNR in dB, SSIM, and for spectra the mean angle in degrees."""
+
+    psnr: float
+    ssim: float
+    sam: float | None = None
+
+
 class Task(ABC):
     """What is special about one task, all of it; the shared rooms know tasks by this class alone.
 
@@ -144,6 +143,7 @@ class Task(ABC):
         name: what `--task` and model files say.
         title: what the help says.
         network: the class of its network settings.
+        training: the class of its own settings of `lorun train`.
         protocols: names of its metrics in `lorun.metrics`, the default first.
         suffixes: file names of restored images may end in one of these.
         untrained: methods without a network, by name.
@@ -155,6 +155,7 @@ class Task(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     network: ClassVar[type[NetworkSettings]]
+    training: ClassVar[type[TrainingSettings]]
     protocols: ClassVar[tuple[str, ...]]
     suffixes: ClassVar[tuple[str, ...]]
     untrained: ClassVar[Mapping[str, Solver]] = {}
@@ -230,14 +231,7 @@ class Task(ABC):
         """Raise if the scene lacks what its pictures show: before the work, not after it."""
 
     @abstractmethod
-    def draw(
-        self,
-        out: Path,
-        scene: Any,
-        y: Tensor,
-        restored: Mapping[str, np.ndarray],
-        start: np.ndarray | None,
-    ) -> None:
+    def draw(self, out: Path, scene: Any, y: Tensor, restored: Images, start: np.ndarray | None) -> None:
         """Write the pictures: images (C, H, W) by the name of their method, the most important first.
 
         Args:
@@ -274,16 +268,12 @@ class Task(ABC):
     # From a folder to a model: lorun train.
 
     @abstractmethod
-    def training_settings(self) -> TrainingSettings:
-        """The defaults of its own settings of `lorun train`."""
-
-    @abstractmethod
     def samples(self, network: Any, data: tuple[str, ...], settings: Any, seed: int) -> Samples:
         """The training data.
 
         Args:
             network: settings of the network to train.
             data: files and folders; relative ones lie under $LORUN_DATA.
-            settings: as `training_settings` gives them.
+            settings: of the class `training`.
             seed: a sample depends on it and on the sample's index only.
         """

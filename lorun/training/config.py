@@ -77,7 +77,7 @@ class TrainConfig:
     data: tuple[str, ...] = ()
     """Files and folders of training data; relative ones lie under $LORUN_DATA."""
     task_settings: Annotated[TrainingSettings, arg(name="")] = field(
-        default_factory=TASKS[DEFAULT_TASK].training_settings
+        default_factory=TASKS[DEFAULT_TASK].training
     )
     """The settings of the network's task, which files list beside the others."""
     loss: Literal["l1", "psnr"] = "l1"
@@ -91,7 +91,7 @@ class TrainConfig:
     """Steps between checkpoints; a stopped run continues from the last one."""
 
     def __post_init__(self) -> None:
-        wanted = type(TASKS[self.network.task].training_settings())
+        wanted = TASKS[self.network.task].training
         if type(self.task_settings) is not wanted:
             raise ValueError(
                 f"task_settings: task {self.network.task} takes {wanted.__name__}, got "

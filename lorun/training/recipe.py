@@ -45,8 +45,8 @@ def config_from_dict(values: dict[str, Any]) -> TrainConfig:
     """
     stored = without_other_tasks(_table("network", values.get("network", {})))
     task = TASKS[stored.get("task", DEFAULT_TASK)]
-    own = type(task.training_settings())
-    others = [type(other.training_settings()) for other in TASKS.values()]
+    own = task.training
+    others = [other.training for other in TASKS.values()]
     rest = without_foreign_defaults(values, own, others)
     _refuse_unknown(rest, [*_names(TrainConfig), *_names(own)])
     return TrainConfig(

@@ -58,19 +58,35 @@ def _factor(weight, scale, sample, scale_strides, HQS: tl.constexpr):
 
 
 @triton.jit
+def _met(
+    x, x_strides, mask, mask_strides, sample, band, row, p, bands, width, table, STEP: tl.constexpr
+):  # fmt: skip
+    """What meets in the measured pixels p, [BLOCK_C, BLOCK_P]: columns, whether they exist, cube and mask."""
+    w = p[None, :] - _shifts(band, bands, table, STEP)
+    inside = (band < bands) & (w >= 0) & (w < width)
+    value = _wide(tl.load(_at(x, x_strides, sample, band, row, w), mask=inside, other=0.0))
+    weight = _wide(tl.load(_at(mask, mask_strides, sample, band, row, w), mask=inside, other=0.0))
+    return w, inside, value, weight
+
+
+@triton.jit
 def _forward_kernel(
     x, x_strides, mask, mask_strides, y, y_strides, table, height, bands, width, measured, parts,
     STEP: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     part, sample, row = _position(height, parts, INDEX)
-    band = tl.arange(0, BLOCK_C)[:, None].to(INDEX)
-    p = part * BLOCK_P + tl.arange(0, BLOCK_P)
-    # [BLOCK_C, BLOCK_P]
-    w = p[None, :] - _shifts(band, bands, table, STEP)
-    inside = (band < bands) & (w >= 0) & (w < width)
-    value = _wide(tl.load(_at(x, x_strides, sample, band, row, w), mask=inside, other=0.0))
-    weight = _wide(tl.load(_at(mask, mask_strides, sample, band, row, w), mask=inside, other=0.0))
+    band, p = tl.arange(0, BLOCK_C)[:, None].to(INDEX), part * BLOCK_P + tl.arange(0, BLOCK_P)
+    w, inside, value, weight = _met(
+        x, x_strides, mask, mask_strides, sample, band, row, p, bands, width, table, STEP
+    )  # fmt: skip
     tl.store(_at_measured(y, y_strides, sample, row, p), tl.sum(value * weight, 0), mask=p < measured)
+
+
+@triton.jit
+def _seen_at(part, band, bands, width, table, STEP: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Columns of the cube [1, BLOCK_P], whether they exist, and where the sensor sees them in each band."""
+    w = part * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
+    return w, (band < bands) & (w < width), w + _shifts(band, bands, table, STEP)
 
 
 @triton.jit
@@ -80,10 +96,7 @@ def _adjoint_kernel(
 ):  # fmt: skip
     part, sample, row = _position(height, parts, INDEX)
     band = tl.arange(0, BLOCK_C)[:, None].to(INDEX)
-    # [1, BLOCK_P]
-    w = part * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
-    inside = (band < bands) & (w < width)
-    p = w + _shifts(band, bands, table, STEP)
+    w, inside, p = _seen_at(part, band, bands, width, table, STEP, BLOCK_P)
     value = _wide(tl.load(_at_measured(y, y_strides, sample, row, p), mask=inside, other=0.0))
     weight = _wide(tl.load(_at(mask, mask_strides, sample, band, row, w), mask=inside, other=0.0))
     tl.store(_at(x, x_strides, sample, band, row, w), weight * value, mask=inside)
@@ -96,14 +109,11 @@ def _step_kernel(
     HQS: tl.constexpr, STEP: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     part, sample, row = _position(height, parts, INDEX)
-    band = tl.arange(0, BLOCK_C)[:, None].to(INDEX)
-    p = part * BLOCK_P + tl.arange(0, BLOCK_P)
-    # [BLOCK_C, BLOCK_P]
-    w = p[None, :] - _shifts(band, bands, table, STEP)
-    inside = (band < bands) & (w >= 0) & (w < width)
-    value = _wide(tl.load(_at(x, x_strides, sample, band, row, w), mask=inside, other=0.0))
-    weight = _wide(tl.load(_at(mask, mask_strides, sample, band, row, w), mask=inside, other=0.0))
+    band, p = tl.arange(0, BLOCK_C)[:, None].to(INDEX), part * BLOCK_P + tl.arange(0, BLOCK_P)
     seen = _wide(tl.load(_at_measured(y, y_strides, sample, row, p), mask=p < measured, other=0.0))
+    w, inside, value, weight = _met(
+        x, x_strides, mask, mask_strides, sample, band, row, p, bands, width, table, STEP
+    )  # fmt: skip
     difference = tl.sum(value * weight, 0) - seen
     if residual is not None:
         tl.store(_at_measured(residual, residual_strides, sample, row, p), difference, mask=p < measured)
@@ -126,11 +136,9 @@ def _step_backward_kernel(
     # If grad_scale is wanted, a row has one part, and its program owns the row.
     for start in range(part * BLOCK_P, measured, parts * BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
-        # [BLOCK_C, BLOCK_P]
-        w = p[None, :] - _shifts(band, bands, table, STEP)
-        inside = (band < bands) & (w >= 0) & (w < width)
-        value = _wide(tl.load(_at(grad, grad_strides, sample, band, row, w), mask=inside, other=0.0))
-        weight = _wide(tl.load(_at(mask, mask_strides, sample, band, row, w), mask=inside, other=0.0))
+        w, inside, value, weight = _met(
+            grad, grad_strides, mask, mask_strides, sample, band, row, p, bands, width, table, STEP
+        )  # fmt: skip
         # u = Phi grad, t = factor * residual, v = factor * u
         u = tl.sum(value * weight, 0)
         factor = _factor(weight, scale, sample, scale_strides, HQS)
@@ -163,10 +171,7 @@ def _mask_grad_kernel(
 ):  # fmt: skip
     part, first, row = _position(height, parts, INDEX)
     band = tl.arange(0, BLOCK_C)[:, None].to(INDEX)
-    # [1, BLOCK_P]
-    w = part * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
-    inside = (band < bands) & (w < width)
-    p = w + _shifts(band, bands, table, STEP)
+    w, inside, p = _seen_at(part, band, bands, width, table, STEP, BLOCK_P)
     total = tl.zeros([BLOCK_C, BLOCK_P], out.dtype.element_ty)
     for sample in range(first, batch if SUM_BATCH else first + 1):
         value = _wide(tl.load(_at(x, x_strides, sample, band, row, w), mask=inside, other=0.0))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lorun_kernels.triton import lora_depthwise
 from lorun_kernels.triton import lora_images as images
 from lorun_kernels.triton.lora_epilogue import finish
-from lorun_kernels.triton.lora_images import pixel_tile, pixels_at, tap_source
+from lorun_kernels.triton.lora_images import pixel_tile, tap_values
 from lorun_kernels.triton.lora_merge import lora_merge, merged_tap
 
 
@@ -34,11 +34,10 @@ def _add_products(
         tap = step // BLOCKS
         ky, kx = tap // KERNEL[1], tap % KERNEL[1]
         source = step % BLOCKS * BLOCK_S + tl.arange(0, BLOCK_S)
-        at_y, at_x, exists = tap_source(
-            y, x, ky, kx, height, width, STRIDE, PADDING, DILATION, TRANSPOSED
+        value = tap_values(
+            data, strides, sample, y, x, ky, kx, source, height, width, SOURCES,
+            STRIDE, PADDING, DILATION, TRANSPOSED, ALIGN, INDEX,
         )  # fmt: skip
-        at = pixels_at(data, strides, sample, at_y, at_x, source, ALIGN, INDEX)
-        value = tl.load(at, mask=exists[:, None] & (source < SOURCES)[None, :], other=0.0)
         place = ((FIRST + source) * WEIGHT_STRIDES[0])[:, None] + (result * WEIGHT_STRIDES[1])[None, :]
         place += ky * WEIGHT_STRIDES[2] + kx * WEIGHT_STRIDES[3]
         inside = (source < SOURCES)[:, None] & (result < RESULTS)[None, :]
@@ -49,9 +48,8 @@ def _add_products(
 
 @triton.jit(do_not_specialize=images.SIZES)
 def _conv_kernel(
-    data, strides, data2, strides2, weight, bias,
-    residual, residual_strides, preactivation, preactivation_strides,
-    output, output_strides, output2, output2_strides,
+    data, strides, data2, strides2, weight, bias, residual, residual_strides,
+    preactivation, preactivation_strides, output, output_strides, output2, output2_strides,
     slope, height, width, out_height, out_width, tiles_h, tiles_w,
     SOURCES: tl.constexpr, SOURCES2: tl.constexpr, RESULTS: tl.constexpr, RESULTS2: tl.constexpr,
     WEIGHT_STRIDES: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
@@ -127,11 +125,10 @@ def _stationary_kernel(
         sample, y, x = pixel_tile(tile, tiles_h, tiles_w, TILE_H, TILE_W)
         total = tl.zeros([TILE_H * TILE_W, BLOCK_R], tl.float32)
         for tap in tl.static_range(KERNEL[0] * KERNEL[1]):
-            at_y, at_x, exists = tap_source(
-                y, x, tap // KERNEL[1], tap % KERNEL[1], height, width, STRIDE, PADDING, DILATION, TRANSPOSED
-            )
-            at = pixels_at(data, strides, sample, at_y, at_x, source, ALIGN, INDEX)
-            value = tl.load(at, mask=exists[:, None] & (source < SOURCES)[None, :], other=0.0)
+            value = tap_values(
+                data, strides, sample, y, x, tap // KERNEL[1], tap % KERNEL[1], source, height, width,
+                SOURCES, STRIDE, PADDING, DILATION, TRANSPOSED, ALIGN, INDEX,
+            )  # fmt: skip
             total = tl.dot(value, taps[tap], total)
         finish(
             total, bias, residual, residual_strides, preactivation, preactivation_strides,
@@ -258,12 +255,7 @@ def _launch(
     else:
         programs = min(tiles, 2 * processors)
         _stationary_kernel[programs, blocks](
-            *first,
-            weight,
-            lora_up,
-            lora_down,
-            bias,
-            *stored,
+            *(*first, weight, lora_up, lora_down, bias, *stored),
             scaling=scaling,
             tiles=tiles,
             COLUMNS=lora_down.shape[1],
@@ -272,65 +264,46 @@ def _launch(
         )
 
 
-def lora_conv2d(
-    input: Tensor,
-    input2: Tensor | None,
-    weight: Tensor,
-    lora_up: Tensor | None,
-    lora_down: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    scaling: float,
-    activation: str,
-    slope: float,
-    tf32: bool,
-    output: Tensor,
-    preactivation: Tensor | None = None,
-) -> None:
-    geometry = images.geometry(weight.shape[2:], stride, padding, dilation)
-    with torch.cuda.device_of(input):
+def _launch_either(
+    groups, sources, weight, lora_up, lora_down, bias, residual, results, preactivation, scaling,
+    activation, slope, tf32, transposed, geometry,
+) -> None:  # fmt: skip
+    """Starts the kernel of a depthwise layer, or of one with a single group."""
+    with torch.cuda.device_of(sources[0]):
         if groups > 1:
             lora_depthwise.conv(
-                *(input, weight, lora_up, lora_down, bias, residual, output, preactivation),
-                *(scaling, activation, slope, False, geometry),
+                *(sources[0], weight, lora_up, lora_down, bias, residual, results[0], preactivation),
+                *(scaling, activation, slope, transposed, geometry),
             )
         else:
             _launch(
-                *((input, input2), weight, lora_up, lora_down, bias, residual, (output, None), preactivation),
-                *(scaling, activation, slope, tf32, False, geometry),
+                *(sources, weight, lora_up, lora_down, bias, residual, results, preactivation),
+                *(scaling, activation, slope, tf32, transposed, geometry),
             )
+
+
+def lora_conv2d(
+    input: Tensor, input2: Tensor | None, weight: Tensor, lora_up: Tensor | None, lora_down: Tensor | None,
+    bias: Tensor | None, residual: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
+    groups: int, scaling: float, activation: str, slope: float, tf32: bool,
+    output: Tensor, preactivation: Tensor | None = None,
+) -> None:  # fmt: skip
+    geometry = images.geometry(weight.shape[2:], stride, padding, dilation)
+    _launch_either(
+        groups, (input, input2), weight, lora_up, lora_down, bias, residual, (output, None), preactivation,
+        scaling, activation, slope, tf32, False, geometry,
+    )  # fmt: skip
 
 
 def lora_conv2d_grad_input(
-    grad: Tensor,
-    weight: Tensor,
-    lora_up: Tensor | None,
-    lora_down: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    scaling: float,
-    tf32: bool,
-    grad_input: Tensor,
-    grad_input2: Tensor | None = None,
-) -> None:
-    geometry = images.geometry(weight.shape[2:], stride, padding, dilation)
-    with torch.cuda.device_of(grad):
-        if groups > 1:
-            lora_depthwise.conv(
-                *(grad, weight, lora_up, lora_down, None, None, grad_input, None),
-                *(scaling, "none", 0.0, True, geometry),
-            )
-        else:
-            _launch(
-                *((grad, None), weight, lora_up, lora_down, None, None, (grad_input, grad_input2), None),
-                *(scaling, "none", 0.0, tf32, True, geometry),
-            )
+    grad: Tensor, weight: Tensor, lora_up: Tensor | None, lora_down: Tensor | None,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, scaling: float, tf32: bool,
+    grad_input: Tensor, grad_input2: Tensor | None = None,
+) -> None:  # fmt: skip
+    _launch_either(
+        groups, (grad, None), weight, lora_up, lora_down, None, None, (grad_input, grad_input2), None,
+        scaling, "none", 0.0, tf32, True, images.geometry(weight.shape[2:], stride, padding, dilation),
+    )  # fmt: skip
 
 
 _library = images.register(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorun_kernels.triton import lora_depthwise
 from lorun_kernels.triton import lora_images as images
-from lorun_kernels.triton.lora_images import pixel_tile, pixels_at, tap_source
+from lorun_kernels.triton.lora_images import pixel_tile, pixels_at, tap_values
 
 BLOCK_INNER = 16
 
@@ -39,11 +39,10 @@ def _sum_weight_grads(
         slope = tl.load(at, mask=real[:, None] & (out < OUT)[None, :], other=0.0)
         sums = ()
         for kx in tl.static_range(TAPS):
-            at_y, at_x, exists = tap_source(
-                y, x, ky, kx, height, width, STRIDE, PADDING, DILATION, False
+            value = tap_values(
+                data, strides, sample, y, x, ky, kx, channel, height, width, CHANNELS,
+                STRIDE, PADDING, DILATION, False, ALIGN, INDEX,
             )  # fmt: skip
-            at = pixels_at(data, strides, sample, at_y, at_x, channel, ALIGN, INDEX)
-            value = tl.load(at, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
             product = tl.dot(tl.trans(value), slope, totals[kx], input_precision=PRECISION)
             sums = sums + (product,)  # type: ignore[assignment]
         totals = sums
@@ -179,14 +178,7 @@ def _launch(
         lora_up.numel(),
         lora_down.numel(),
         scaling,
-        data.shape[2],
-        data.shape[3],
-        grad.shape[2],
-        grad.shape[3],
-        tiles,
-        tiles_h,
-        tiles_w,
-        splits,
+        *(*data.shape[2:], *grad.shape[2:], tiles, tiles_h, tiles_w, splits),
         FIRST=first,
         CHANNELS=channels,
         OUT=out,
@@ -212,22 +204,11 @@ def _launch(
 
 
 def lora_conv2d_grad_adapter(
-    grad: Tensor,
-    input: Tensor,
-    input2: Tensor | None,
-    lora_up: Tensor,
-    lora_down: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    scaling: float,
-    tf32: bool,
-    deterministic: bool,
-    grad_up: Tensor | None = None,
-    grad_down: Tensor | None = None,
-) -> None:
+    grad: Tensor, input: Tensor, input2: Tensor | None, lora_up: Tensor, lora_down: Tensor,
+    kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int,
+    scaling: float, tf32: bool, deterministic: bool,
+    grad_up: Tensor | None = None, grad_down: Tensor | None = None,
+) -> None:  # fmt: skip
     geometry = images.geometry(kernel_size, stride, padding, dilation)
     with torch.cuda.device_of(grad):
         if groups > 1:

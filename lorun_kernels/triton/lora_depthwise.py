@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorun_kernels.triton import lora_images as images
 from lorun_kernels.triton.lora_epilogue import finish
-from lorun_kernels.triton.lora_images import pixel_tile, pixels_at, tap_source
+from lorun_kernels.triton.lora_images import pixel_tile, pixels_at, tap_source, tap_values
 
 BLOCK_CHANNELS = 32
 BLOCK_INNER = 16
@@ -67,14 +67,13 @@ def _depthwise_kernel(
         data.dtype.element_ty,
     )  # fmt: skip
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        sample, y, x = pixel_tile(tile, tiles_h, tiles_w, TILE_H, TILE_W)
         total = tl.zeros([TILE_H * TILE_W, BLOCK_C], tl.float32)
+        sample, y, x = pixel_tile(tile, tiles_h, tiles_w, TILE_H, TILE_W)
         for tap in tl.static_range(KERNEL[0] * KERNEL[1]):
-            at_y, at_x, exists = tap_source(
-                y, x, tap // KERNEL[1], tap % KERNEL[1], height, width, STRIDE, PADDING, DILATION, TRANSPOSED
-            )
-            at = pixels_at(data, strides, sample, at_y, at_x, channel, ALIGN, INDEX)
-            value = tl.load(at, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
+            value = tap_values(
+                data, strides, sample, y, x, tap // KERNEL[1], tap % KERNEL[1], channel, height, width,
+                CHANNELS, STRIDE, PADDING, DILATION, TRANSPOSED, ALIGN, INDEX,
+            )  # fmt: skip
             total += value.to(tl.float32) * taps[tap][None, :]
         finish(
             total, bias, residual, residual_strides, preactivation, preactivation_strides,
@@ -186,15 +185,10 @@ def conv(
         width=data.shape[3],
         out_height=output.shape[2],
         out_width=output.shape[3],
-        tiles=tiles,
-        tiles_h=tiles_h,
-        tiles_w=tiles_w,
-        CHANNELS=channels,
-        WEIGHT_STRIDES=weight.stride(),
+        **{"tiles": tiles, "tiles_h": tiles_h, "tiles_w": tiles_w},
+        **{"CHANNELS": channels, "WEIGHT_STRIDES": weight.stride(), "COLUMNS": columns, "INNER": inner},
         TRANSPOSED=transposed,
         ACTIVATION=activation,
-        COLUMNS=columns,
-        INNER=inner,
         ALIGN=align,
         OUT_ALIGN=out_align,
         INDEX=images.index([data, *stored]),
@@ -226,13 +220,7 @@ def grad_adapter(
         *images.view(grad, grad_align),
         *images.view(data, align),
         sums,
-        data.shape[2],
-        data.shape[3],
-        grad.shape[2],
-        grad.shape[3],
-        tiles,
-        tiles_h,
-        tiles_w,
+        *(*data.shape[2:], *grad.shape[2:], tiles, tiles_h, tiles_w),
         CHANNELS=channels,
         GRAD_ALIGN=grad_align,
         ALIGN=align,

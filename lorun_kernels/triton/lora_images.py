@@ -57,6 +57,20 @@ def pixels_at(data, strides, sample, y, x, channel, ALIGN: tl.constexpr, INDEX: 
     return data + sample * strides[0] * ALIGN + (pixel[:, None] + channel[None, :])
 
 
+@triton.jit
+def tap_values(
+    data, strides, sample, y, x, ky, kx, channel, height, width, CHANNELS: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, TRANSPOSED: tl.constexpr,
+    ALIGN: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """The values [pixels, channels] that tap (ky, kx) reads for (y, x), 0 outside the image."""
+    at_y, at_x, exists = tap_source(
+        y, x, ky, kx, height, width, STRIDE, PADDING, DILATION, TRANSPOSED
+    )  # fmt: skip
+    at = pixels_at(data, strides, sample, at_y, at_x, channel, ALIGN, INDEX)
+    return tl.load(at, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
+
+
 def alignment(images: list[Tensor | None]) -> int:
     """The largest power of two, up to 16 bytes, that divides every stride."""
     given = [image for image in images if image is not None]

@@ -154,8 +154,8 @@ def _up_rows(
 
 @triton.jit
 def _down_columns(
-    grad, up, grad_down, column, scaling, rows, columns, inner, taps, channels,
-    BLOCK_R: tl.constexpr, BLOCK_J: tl.constexpr,
+    grad, up, grad_down, column, scaling,
+    rows, columns, inner, taps, channels, BLOCK_R: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Some columns of grad_down = scaling * up^T @ d W."""
     for first in range(0, inner, BLOCK_J):
@@ -163,9 +163,9 @@ def _down_columns(
         total = tl.zeros([BLOCK_J, column.shape[0]], tl.float32)
         for start in range(0, rows, BLOCK_R):
             row = start + tl.arange(0, BLOCK_R)
-            right = _weight_grad_tile(grad, row, column, columns, rows * columns, taps, channels)
             inside = (j < inner)[:, None] & (row < rows)[None, :]
             left = tl.load(up + j[:, None] + (row * inner)[None, :], mask=inside, other=0.0)
+            right = _weight_grad_tile(grad, row, column, columns, rows * columns, taps, channels)
             total = tl.dot(left.to(tl.float32), right, total, input_precision="ieee")
         inside = (j < inner)[:, None] & (column < columns)[None, :]
         tl.store(grad_down + (j * columns)[:, None] + column[None, :], scaling * total, mask=inside)

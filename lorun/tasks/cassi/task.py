@@ -15,7 +15,7 @@ from lorun.physics import CASSI
 from lorun.tasks.cassi.gap_tv import gap_tv
 from lorun.tasks.cassi.restorer import measure_by, snapshot_tensor
 from lorun.tasks.cassi.settings import CASSINetwork, CASSITraining
-from lorun.tasks.task import Quality, Scene, Task
+from lorun.tasks.task import Images, Quality, Scene, Task
 from lorun.unfolding import START
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class SnapshotSpectralImaging(Task):
     name = "cassi"
     title = "snapshots of spectral cubes"
     network = CASSINetwork
+    training = CASSITraining
     protocols = ("cassi-mst", "cassi-matlab", "cassi-float")
     suffixes = (".mat", ".npz")
     restore_examples = (
@@ -104,12 +105,7 @@ class SnapshotSpectralImaging(Task):
             )
 
     def draw(
-        self,
-        out: Path,
-        scene: "SpectralScene",
-        y: Tensor,
-        restored: Mapping[str, np.ndarray],
-        start: np.ndarray | None,
+        self, out: Path, scene: "SpectralScene", y: Tensor, restored: Images, start: np.ndarray | None
     ) -> None:
         from lorun.tasks.cassi.figures import save_band_montage, save_spectral_comparison
 
@@ -146,9 +142,6 @@ class SnapshotSpectralImaging(Task):
                 np.stack(images),
                 np.stack([scene.truth for scene in scenes if scene.truth is not None]),
             )
-
-    def training_settings(self) -> CASSITraining:
-        return CASSITraining()
 
     def samples(
         self, network: CASSINetwork, data: tuple[str, ...], settings: CASSITraining, seed: int

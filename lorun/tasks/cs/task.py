@@ -20,7 +20,7 @@ from lorun.tasks.cs.restorer import (
     read_measurement,
 )
 from lorun.tasks.cs.settings import CSNetwork, CSTraining
-from lorun.tasks.task import Quality, Scene, Task
+from lorun.tasks.task import Images, Quality, Scene, Task
 
 if TYPE_CHECKING:
     from lorun.tasks.cs.options import CSEval, CSRestore
@@ -33,6 +33,7 @@ class CompressiveSensing(Task):
     name = "cs"
     title = "compressive sensing of photographs"
     network = CSNetwork
+    training = CSTraining
     protocols = ("cs",)
     suffixes = (".png",)
     start_label = "start Phi^T y"
@@ -106,14 +107,7 @@ class CompressiveSensing(Task):
     def pictures(self, out: Path) -> tuple[Path, ...]:
         return (out.with_name(f"{out.stem}-comparison.png"),)
 
-    def draw(
-        self,
-        out: Path,
-        scene: Scene,
-        y: Tensor,
-        restored: Mapping[str, np.ndarray],
-        start: np.ndarray | None,
-    ) -> None:
+    def draw(self, out: Path, scene: Scene, y: Tensor, restored: Images, start: np.ndarray | None) -> None:
         from lorun.tasks.cs.figures import save_comparison
 
         assert start is not None
@@ -146,9 +140,6 @@ class CompressiveSensing(Task):
 
     def quality(self, image: np.ndarray, truth: np.ndarray, protocol: str) -> Quality:
         return Quality(*(measure(image[0], truth[0], protocol) for measure in (metrics.psnr, metrics.ssim)))
-
-    def training_settings(self) -> CSTraining:
-        return CSTraining()
 
     def samples(
         self, network: CSNetwork, data: tuple[str, ...], settings: CSTraining, seed: int

@@ -95,6 +95,7 @@ class Inpainting(Task):
     name = "inpainting"
     title = "photographs with missing pixels"
     network = InpaintingNetwork
+    training = InpaintingTraining
     protocols = ("cs",)
     suffixes = (".png",)
     untrained = {"leave-black": lambda y, physics: y}
@@ -145,9 +146,6 @@ class Inpainting(Task):
 
     def quality(self, image, truth, protocol):
         return Quality(metrics.psnr(image[0], truth[0], protocol), metrics.ssim(image[0], truth[0], protocol))
-
-    def training_settings(self):
-        return InpaintingTraining()
 
     def samples(self, network, data, settings, seed):
         return InpaintingSamples(data, settings.seen, seed)
