@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.installed
 PEERS := loralib peft deepinv
 PEERS_READY := $(VENV)/.peers
-CXX_FILES := $(wildcard $(foreach folder,csrc csrc/* csrc/*/*,$(addprefix $(folder)/,*.cpp *.h *.cu *.cuh)))
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+TEST_CXX_FILES := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint bench clean
 
@@ -20,9 +21,10 @@ test: $(PEERS_READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(wildcard tests/csrc/cuda/*.cpp tests/csrc/cuda/*.h tests/csrc/cuda/*/*.cpp tests/csrc/cuda/*/*.h)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(TEST_CXX_FILES)
 
-# What has been measured is reported also where a case fails.
+# What has been measured is reported even if a case fails.
 bench: $(PEERS_READY)
 	mkdir -p bench
 	status=0; \
@@ -31,14 +33,14 @@ bench: $(PEERS_READY)
 	exit $$status
 
 # Editable, so that edits to Python files need no new set-up. torch comes first and the build is not
-# isolated, so that what is compiled and what runs are one torch with every version of pip.
+# isolated, so that with every version of pip the torch that is compiled against is the one that runs.
 $(READY): setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py) $(CXX_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt setuptools ninja torch
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,dev]'
 	touch $@
 
-# One by one where they do not go together: the table says which is missing, and why.
+# One by one if they cannot be installed together: the table says which is missing, and why.
 $(PEERS_READY): $(READY) pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt $(PEERS) || \
 		for peer in $(PEERS); do $(PIP) install -c constraints.txt $$peer || true; done
@@ -46,5 +48,5 @@ $(PEERS_READY): $(READY) pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist demo bench *.egg-info lorun_kernels/*.so lorun_kernels/_build.json
-	rm -rf .pytest_cache .ruff_cache .benchmarks
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,12 +2,12 @@
 
 Everything about the package that does not depend on torch is in pyproject.toml.
 
-LORUN_MARCH   the -march to compile for: "native" (default), or e.g. "x86-64-v3" for a wheel to give away
-LORUN_CUDA    auto (default): CUDA kernels where there are nvcc and a CUDA torch that fit; 0: none;
-              1: fail without nvcc, but do with a CPU torch
+LORUN_MARCH   the -march to compile for: "native" (default), or e.g. "x86-64-v3" for a wheel to distribute
+LORUN_CUDA    auto (default): CUDA kernels if there are an nvcc and a CUDA torch that match; 0: none;
+              1: fail without nvcc, but accept a CPU torch
 CUDA_HOME     the CUDA toolkit; by default that of the nvcc in PATH
-TORCH_CUDA_ARCH_LIST    the GPUs to compile for, e.g. "8.0;9.0+PTX"; by default those present, or where there
-                        are none, all from 8.0 that nvcc knows
+TORCH_CUDA_ARCH_LIST    the GPUs to compile for, e.g. "8.0;9.0+PTX"; by default those present, or if there are
+                        none, all from 8.0 that nvcc knows
 """
 
 import json
@@ -30,7 +30,7 @@ COMPILES = not {"bdist_wheel", "build", "build_ext", "editable_wheel", "install"
 
 
 def torch_requirement():
-    """Exactly the torch that is built against: C++ autograd has no stable ABI. An sdist takes any."""
+    """Exactly the torch that is built against: C++ autograd has no stable ABI. An sdist accepts any."""
     version = None if "sdist" in sys.argv else installed_torch()
     return f"torch=={version}" if version else ANY_TORCH
 
@@ -62,7 +62,7 @@ def compiled_parts():
     setting = os.environ.get("LORUN_CUDA", "auto")
     nvcc, cuda_reason = cuda_build.plan(setting, torch)
     names = cuda_build.architectures(nvcc, torch) if nvcc else []
-    # What _C is compared with before it is loaded into another torch, and what build_info() says of CUDA.
+    # What the running torch is compared with before _C is loaded, and what build_info() says about CUDA.
     record = {
         "torch": torch.__version__,
         "cuda_setting": setting,
@@ -72,12 +72,12 @@ def compiled_parts():
     }
 
     class BuildWithCuda(BuildExtension):
-        """Puts the CUDA library, where it is built, and the record beside _C."""
+        """Puts the CUDA library, if it is built, and the record beside _C."""
 
         def run(self):
             super().run()
             folder = Path(self.get_ext_fullpath("lorun_kernels._C")).parent
-            # One of an earlier build would be packed with this one.
+            # A library of an earlier build would be packed with this one.
             (folder / "_C_cuda.so").unlink(missing_ok=True)
             if nvcc:
                 cuda_build.build(
@@ -93,7 +93,7 @@ def compiled_parts():
     flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", f"-march={march}"]
     kernels = CppExtension(
         "lorun_kernels._C",
-        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
+        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/**/*.cpp", recursive=True)),
         include_dirs=[os.path.abspath("csrc")],
         define_macros=[("LORUN_CXX_FLAGS", json.dumps(" ".join(flags)))],
         extra_compile_args=flags,

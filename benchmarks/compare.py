@@ -2,10 +2,10 @@
 
     python -m benchmarks.compare OLD NEW
 
-A case's peers, whose code is the same in both runs, say what the machine did: what one of ours changed beyond
-their middle is its own. Cases that got slower beyond noise are printed, and those of ours that are gone; the
-exit status is then 1. Noise is what the rounds of both runs leave open, and how much the peers changed among
-themselves.
+The peers of a case, whose code is the same in both runs, tell what the machine did: any change of one of ours
+beyond their median is its own. Cases that got slower beyond noise are printed, and so are those of ours that
+are gone; the exit status is then 1. Noise is the uncertainty that the rounds of both runs leave, and how much
+the peers changed relative to each other.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.case import REFERENCE
-from benchmarks.measure import AGAIN
-from benchmarks.results import Run, load
+from benchmarks.harness.case import REFERENCE
+from benchmarks.harness.measure import AGAIN
+from benchmarks.report.run import Run, load
 
-# Slower by less is not worth a line.
+# A smaller slowdown is not worth a line.
 LEAST = 1.05
-# Standard deviations. Noise of computers has long tails: at three, one in three hundred passes.
+# Standard deviations. Timing noise has long tails: at three, one change in three hundred is flagged wrongly.
 BEYOND = 4.0
-# Of a shorter call, where its process has put code and data changes more than that.
+# In a shorter call, where code and data happen to lie in memory changes more than that.
 SHORTEST_S = 100e-6
-# Of a normal distribution: how many deviations its middle 95 % are.
+# The width of the middle 95 % of a normal distribution, in standard deviations.
 WIDTH_OF_95 = 2 * 1.96
 
 
 @dataclass(frozen=True)
 class Change:
-    """How many times as long one of ours takes in the new run, against the peers of its case."""
+    """How many times as long one of ours takes in the new run, relative to the peers of its case."""
 
     group: str
     title: str
@@ -60,7 +60,7 @@ class Change:
 
 
 Times = dict[str, tuple[float, float]]
-"""The logarithm of a candidate's time over that of the first of ours, and its deviation, by candidate."""
+"""By candidate: the logarithm of its time over that of the first of ours, and the deviation of that."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Pair:
 
     @property
     def changes(self) -> Times:
-        """Of candidates that both have."""
+        """Of the candidates that both runs have."""
         before, after = _times(self.old), _times(self.new)
         return {
             name: (after[name][0] - before[name][0], math.hypot(after[name][1], before[name][1]))
@@ -82,13 +82,13 @@ class Pair:
 
     @property
     def ours(self) -> list[str]:
-        """Of ours that are long enough; not the definition, which nobody uses for its speed."""
+        """Ours that take long enough, without the definition, which nobody uses for its speed."""
         names = [name for name in self.changes if self._is(name, "ours") and name != REFERENCE]
         return [name for name in names if self.old["candidates"][name]["median_s"] >= SHORTEST_S]
 
     @property
     def peers(self) -> list[str]:
-        """Those that say what the machine did."""
+        """Those that tell what the machine did."""
         return [n for n in self.changes if not self._is(n, "ours") and not self._is(n, "own_code")]
 
     def _is(self, name: str, key: str) -> bool:
@@ -96,7 +96,7 @@ class Pair:
 
     @property
     def spread(self) -> float | None:
-        """Of the peers' changes; None where there is one peer."""
+        """Of the peers' changes; None if there is only one peer."""
         changes = [self.changes[peer][0] for peer in self.peers]
         return float(np.std(changes, ddof=1)) if len(changes) > 1 else None
 
@@ -104,7 +104,7 @@ class Pair:
 def _times(case: dict) -> Times:
     ratios = {record["peer"]: record for record in case["ratios"] if record["peer"] != AGAIN}
     times = {next(name for name, one in case["candidates"].items() if one["ours"]): (0.0, 0.0)}
-    # Ours come first, so that what a peer is compared with is there.
+    # Ours come first, so that the one that a peer is compared with is already there.
     for name, record in ratios.items():
         start, deviation = times[record["ours"]]
         low, high = record["interval"]
@@ -114,7 +114,7 @@ def _times(case: dict) -> Times:
 
 
 def compare(old: Run, new: Run) -> list[Change]:
-    """The changes of ours in the cases that both runs have, most slowed first."""
+    """The changes of ours in the cases that both runs have, the largest slowdown first."""
     pairs = [pair for pair in _pairs(old, new) if pair.peers]
     spreads = [pair.spread for pair in pairs if pair.spread is not None]
     usual = float(np.median(spreads)) if spreads else 0.0
@@ -125,9 +125,9 @@ def compare(old: Run, new: Run) -> list[Change]:
 def _change(pair: Pair, name: str, usual: float) -> Change:
     changes, peers = pair.changes, pair.peers
     change, deviation = changes[name]
-    # The median over peers: one that itself changed does not count.
+    # The median over peers: a single one that itself changed does not count.
     middle, sampled = (float(np.median([changes[peer][part] for peer in peers])) for part in (0, 1))
-    # A case's own peers are few: the usual spread counts as much as that of two more.
+    # A case has few peers: the usual spread counts as much as two more of them.
     squares = 2 * usual**2 + (len(peers) - 1) * (pair.spread or 0.0) ** 2
     between = math.sqrt(squares / (len(peers) + 1) * (1 + 1 / len(peers)))
     return Change(

@@ -1,4 +1,4 @@
-"""Options of `pytest benchmarks/`, what a results file says of the machine, and the table at the end."""
+"""Options of `pytest benchmarks/`, what a results file says about the machine, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import time
 
 import pytest
 
-from benchmarks.lora_results import summary_lines
-from benchmarks.machine import describe
-from benchmarks.report import terminal_lines
-from benchmarks.results import Run
-from benchmarks.timing import FULL, GPU, QUICK, Mode
+from benchmarks.harness.machine import describe
+from benchmarks.harness.timing import FULL, GPU, QUICK, Mode
+from benchmarks.report.page import terminal_lines
+from benchmarks.report.run import Run
 
-# Seconds after which no further benchmark starts, so that a run with a limit still writes its results.
+# Seconds after which no further benchmark starts, so that a run with a time limit still writes its results.
 _SECONDS = float(os.environ.get("LORUN_BENCHMARK_SECONDS", "inf"))
 _started = time.monotonic()
 _records: list[dict] = []
-_lora_records: list[dict] = []
 _out_of_time: list[str] = []
-# By node id: an interrupt leaves in it the benchmark that it ended, and those after.
+# By node id; after an interrupt, the interrupted benchmark and the later ones are left in it.
 _unfinished: dict[str, str] = {}
 
 
@@ -30,7 +28,7 @@ def pytest_addoption(parser) -> None:
 
 
 def pytest_configure(config) -> None:
-    # pytest-benchmark's own table shows one candidate of each comparison only.
+    # pytest-benchmark's own table shows only one candidate of each comparison.
     config.option.benchmark_quiet = True
 
 
@@ -48,19 +46,13 @@ def mode(request, device) -> Mode:
 
 @pytest.fixture
 def keep(benchmark):
-    """keep(record): into the results file, and into the table at the end."""
+    """keep(record) puts a record into the results file and into the tables at the end."""
 
     def add(record: dict) -> None:
         benchmark.extra_info.update(record)
         _records.append(record)
 
     return add
-
-
-@pytest.fixture
-def lora_records() -> list[dict]:
-    """What benchmarks/test_lora_conv_gpu.py has measured in this run; the summary is made from it."""
-    return _lora_records
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
@@ -94,8 +86,4 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if _records:
         terminalreporter.section("LoRun against its peers")
         for line in terminal_lines(Run(describe(), "this one", "today", _records, _not_run())):
-            terminalreporter.line(line)
-    if _lora_records:
-        terminalreporter.section("low-rank convolutions on a GPU")
-        for line in summary_lines(_lora_records):
             terminalreporter.line(line)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds LoRun for the GPU of this machine, runs the tests marked gpu and the GPU benchmarks: under nine minutes.
+# Builds LoRun for the GPU of this machine, runs the tests marked gpu and the benchmarks: under nine minutes in all.
 #
-#     benchmarks/run_gpu.sh OUT_DIR     JSON, logs and the build report go to OUT_DIR
+#     benchmarks/run_gpu.sh OUT_DIR     JSON, tables, logs and the build report go to OUT_DIR
 #
 # It installs into the environment of `python3` (or of $PYTHON) without touching its other packages.
 set -euo pipefail
@@ -24,9 +24,9 @@ print(json.dumps({
     "build": lk.build_info(), "backends": lk.available_backends(),
 }, indent=2))
 PY
-# The report, and the end of a part that is killed, come after that.
+# The report, and ending a part that is killed, take the rest of the nine minutes.
 end=515
-# share MOST RESERVED: seconds of the next part, with so many left to those after it.
+# share MOST RESERVED: the seconds of the next part, MOST at most, with RESERVED left for the parts after it.
 share() {
   local left=$((end - SECONDS - $2))
   left=$((left < $1 ? left : $1))
@@ -42,25 +42,25 @@ run() {
   LORUN_BENCHMARK_SECONDS=$((seconds - 10)) timeout -s INT -k 10 "$seconds" \
     "$python" -m pytest -q "$@" 2>&1 | tee "$out/$name.log"
 }
-# Triton compiles the benchmark's kernels beside the tests: a hundred of them would not fit into its time.
-seconds=$(share 180 120)
+# Triton compiles the layers' kernels beside the tests: a hundred of them would not fit into the benchmark's time.
+seconds=$(share 180 180)
 warming=()
 for part in 0 1 2 3; do
-  timeout "$seconds" "$python" -m benchmarks.lora_candidates "$part" 4 >"$out/warm_up_$part.log" 2>&1 &
+  timeout "$seconds" "$python" -m benchmarks.harness.warm_up "$part" 4 >"$out/warm_up_$part.log" 2>&1 &
   warming+=($!)
 done
-# Most of a test's time is Triton compiling on one core: files and backends run side by side.
+# Most of a test's time is Triton compiling on one core, so files and backends run side by side.
 testing=()
 for file in $(gpu_files tests); do
   for backend in triton "not triton"; do
-    name=$(basename "$file" .py)_${backend// /_}
+    name=${file//\//_}
+    name=${name%.py}_${backend// /_}
     run "$name" "$seconds" -m gpu -k "$backend" "$file" --junitxml="$out/$name.xml" &
     testing+=($!)
   done
 done
 for test in "${testing[@]}"; do wait "$test" || failed=1; done
 wait "${warming[@]}" || echo "warming up has failed: see warm_up_*.log"
-run lora "$(share 190 60)" -m gpu benchmarks/test_lora_conv_gpu.py --benchmark-json="$out/lora.json" || failed=1
 run table "$(share "$end" 0)" benchmarks/test_table.py --device cuda --benchmark-json="$out/table.json" || failed=1
 "$python" -m benchmarks.report "$out/table.json" --out "$out" || failed=1
 exit $failed

@@ -1,15 +1,27 @@
-"""The one table of the benchmarks. A new op joins by one entry, a network by its task and entries.
+"""The one table of the benchmarks. A new op joins by one entry, a network by its blueprint and its entries.
 
 An entry names a group and the function of benchmarks/cases/ that builds its cases, one for each set of
-arguments: those of the quick mode, those that only the full mode has, and those on a GPU.
+arguments: those of the quick mode, those that only the full mode adds, and those on a GPU.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.cases import block_cs, cassi, cassi_deepinv, lora, networks, startup, training, workers
-from benchmarks.entry import Arguments, Entry
+from benchmarks.cases import (
+    block_cs,
+    cassi,
+    cassi_deepinv,
+    denoiser,
+    lora,
+    lora_layer,
+    networks,
+    residual_block,
+    startup,
+    training,
+    workers,
+)
+from benchmarks.harness.entry import Arguments, Entry
 
 
 def entry(group: str) -> Entry:
@@ -25,7 +37,7 @@ def _linear(in_features: int, out_features: int, tokens: int, **others: object) 
     return {"in_features": in_features, "out_features": out_features, "tokens": tokens, **others}
 
 
-# The convolutions of the shipped U-Nets on 256x256 images; torch.compile takes seconds a layer.
+# The convolutions of the shipped U-Nets on 256x256 images; torch.compile takes seconds per layer.
 LORA_CONVOLUTIONS = {
     "quick": (
         _conv(28, 28, 256),
@@ -49,7 +61,7 @@ LORA_CONVOLUTIONS = {
     ),
     "tiny": _conv(3, 5, 7, batch=2, compiled=False),
 }
-# The transformer's widest layer, then one of the language models for which loralib and peft are made.
+# The transformer's widest layer, then one of the language models that loralib and peft are made for.
 LORA_LINEAR = {
     "quick": (_linear(112, 224, 4096),),
     "full": (_linear(768, 768, 4096),),
@@ -68,7 +80,7 @@ def _cassi_on_a_gpu(*layouts: str) -> tuple[Arguments, ...]:
 
 
 CASSI_TINY = {"size": 9, "width": 13, "batch": 2, "bands": 5, "compiled": False}
-# Inductor takes half a minute for 28 rolls: only the full mode compiles them.
+# Inductor takes half a minute for 28 rolls, so only the full mode compiles them.
 CASSI = {
     "quick": ({"size": 256, "compiled": False},),
     "full": ({"size": 512}, {"size": 256, "dtype": "bfloat16", "compiled": False}),
@@ -94,7 +106,7 @@ CS = {
 
 CS_TINY = {"size": 32, "stages": 2, "width": 4}
 SPECTRAL_TINY = {"size": 12, "stages": 2, "width": 4, "bands": 3}
-# Compiling the denoisers takes half a minute: the quick mode does it for one task.
+# Compiling the denoisers takes half a minute, so the quick mode does it for one task only.
 NETWORKS = {
     "full": ({"size": 256},),
     "cuda": tuple({"size": 256, "batch": batch, "compiled": batch == 1} for batch in (1, 8)),
@@ -104,7 +116,63 @@ TRAINING = {
     "cuda": tuple({"size": 256, "batch": batch} for batch in (1, 8)),
 }
 
-# The most important first: where time runs out, as on a GPU, the last ones are not run.
+# The layers of one stage of the shipped networks by name, as they are called and with only a bias. A test
+# compares both with the networks themselves.
+LAYERS = (
+    "57->28 3x3 @256 gelu",
+    "28->28 3x3 @256 gelu",
+    "28->28 3x3 @256 +residual",
+    "28->56 3x3 @128 gelu",
+    "56->56 3x3 @128 gelu",
+    "56->56 3x3 @128 +residual",
+    "56->112 3x3 @64 gelu",
+    "112->112 3x3 @64 gelu",
+    "112->112 3x3 @64 +residual",
+    "112+56->56 3x3 @128 gelu",
+    "56+28->28 3x3 @256 gelu",
+    "28->28 1x1 @256",
+    "2->28 3x3 @256 gelu",
+    "28->1 1x1 @256",
+)
+BARE_LAYERS = (
+    "57->28 3x3 @256",
+    "28->28 3x3 @256",
+    "28->56 3x3 @128",
+    "56->56 3x3 @128",
+    "56->112 3x3 @64",
+    "112->112 3x3 @64",
+    "168->56 3x3 @128",
+    "84->28 3x3 @256",
+    "28->28 1x1 @256",
+    "2->28 3x3 @256",
+    "28->1 1x1 @256",
+)
+# Compiling takes longest, so the largest come first.
+BLOCKS = (
+    "residual block, 28 channels @256",
+    "decoder on a concatenation, 28 channels @256",
+    "residual block, 56 channels @128",
+    "decoder on a concatenation, 56 channels @128",
+    "residual block, 112 channels @64",
+)
+MODELS = ("cassi-unet-lorun9", "cs25-unet-lorun9")
+BATCHES = (8, 1)
+
+
+def _layers(names: tuple[str, ...]) -> tuple[Arguments, ...]:
+    return tuple({"layer": name, "batch": batch} for batch in BATCHES for name in names)
+
+
+LORA_LAYERS = {
+    "cuda": _layers(LAYERS),
+    "tiny": {"layer": "56+28->28 3x3 @256 gelu", "batch": 2, "size": 12},
+}
+STAGE = {
+    "cuda": tuple({"model": model, "batch": batch} for model in MODELS for batch in BATCHES),
+    "tiny": {"model": "cs25-unet-lorun9", "batch": 1, "size": 16},
+}
+
+# The most important come first: when time runs out, as it may on a GPU, the last ones are not run.
 TABLE = (
     Entry(
         "network, compressive sensing",
@@ -141,6 +209,20 @@ TABLE = (
         full=tuple({"stages": stages} for stages in (2, 4, 8)),
         tiny=CS_TINY,
     ),
+    Entry(lora_layer.FORWARD, lora_layer.convolution, **LORA_LAYERS),
+    Entry(
+        lora_layer.TRAINING,
+        partial(lora_layer.convolution, grad=True),
+        **LORA_LAYERS,
+    ),
+    Entry(
+        lora_layer.BARE,
+        lora_layer.convolution,
+        cuda=_layers(BARE_LAYERS),
+        tiny={"layer": "28->1 1x1 @256", "batch": 2, "size": 9},
+    ),
+    Entry("denoiser of a stage, forward", denoiser.stage, **STAGE),
+    Entry("denoiser of a stage, forward + backward", partial(denoiser.stage, grad=True), **STAGE),
     Entry("LoRA convolution, forward", lora.convolution, **LORA_CONVOLUTIONS),
     Entry("LoRA convolution, forward + backward", partial(lora.convolution, grad=True), **LORA_CONVOLUTIONS),
     Entry("LoRA linear, forward", lora.linear, **LORA_LINEAR),
@@ -191,6 +273,12 @@ TABLE = (
         full=tuple({"batch": batch} for batch in (2, 8)),
         cuda=tuple({"batch": batch} for batch in (1, 4, 16)),
         tiny={"batch": 3, "size": 9, "bands": 5},
+    ),
+    Entry(
+        residual_block.GROUP,
+        residual_block.block,
+        cuda=tuple({"block": block, "batch": 8} for block in BLOCKS),
+        tiny={"block": BLOCKS[1], "batch": 1, "size": 8, "compiled": False},
     ),
     Entry(
         "start-up",

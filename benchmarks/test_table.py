@@ -1,7 +1,7 @@
-"""Every case of benchmarks/table.py: its candidates checked against each other, and timed in turn.
+"""Every case of benchmarks/table.py: its candidates are checked against each other, then timed in turn.
 
-No clock is asserted. What is measured goes into `extra_info`: benchmarks/report.py makes tables and plots of
-it, benchmarks/compare.py compares two runs.
+No time is asserted. What is measured goes into `extra_info`: benchmarks/report/ makes tables and plots of it,
+and benchmarks/compare.py compares two runs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import re
 import pytest
 import torch
 
-from benchmarks.case import Case
-from benchmarks.gpu_timing import FORWARD_CYCLES, peak_bytes
-from benchmarks.limits import measure_limits
-from benchmarks.measure import Wrong, measure
-from benchmarks.memory import peak_in_fresh_process
+from benchmarks.harness.case import Case
+from benchmarks.harness.gpu import kernel_names, peak_bytes
+from benchmarks.harness.limits import measure_limits
+from benchmarks.harness.measure import Wrong, measure
+from benchmarks.harness.memory import peak_in_fresh_process
+from benchmarks.harness.timing import Mode, cpu_clock, gpu_clock
+from benchmarks.harness.watch import Probe, Watch
 from benchmarks.table import TABLE
-from benchmarks.timing import Mode, cpu_clock, gpu_clock
-from benchmarks.watch import Probe, Watch
+
+# These keep a GPU busy while a copy or a product is launched.
+HIDING_CYCLES = 500_000
 
 
 def pytest_generate_tests(metafunc) -> None:
@@ -48,7 +51,7 @@ def probe() -> Probe:
 
 @pytest.fixture
 def watch(probe, device, mode: Mode) -> Watch | None:
-    """Of a CPU; nothing takes part of a GPU."""
+    """For a CPU only: nobody else uses the GPU."""
     return None if device == "cuda" else Watch(probe.disturbed, patience=mode.seconds / 2)
 
 
@@ -69,11 +72,18 @@ def _peak(device: str, group: str, arguments: dict, case: Case, name: str) -> in
         return peak_bytes(case.candidates[name].call, 0)
 
 
+def _kernels(device: str, case: Case, name: str) -> list[str] | None:
+    if device != "cuda":
+        return None
+    with torch.set_grad_enabled(case.grad):
+        return kernel_names(case.candidates[name].call, 0)
+
+
 @pytest.mark.benchmark(group="limits")
 def test_limits(benchmark, keep, device):
     clock, dtype = cpu_clock, torch.float32
     if device == "cuda":
-        clock, dtype = gpu_clock(FORWARD_CYCLES), torch.bfloat16
+        clock, dtype = gpu_clock(HIDING_CYCLES), torch.bfloat16
     record = measure_limits(device, clock, dtype)
     keep({"group": "limits", **record})
     benchmark.pedantic(lambda: None)
@@ -85,11 +95,13 @@ def test_case(benchmark, keep, device, mode, watch, entry, arguments):
     failures = None
     try:
         record = measure(case, mode, device, watch)
-    except Wrong as wrong:  # what is right stays in the results
+    except Wrong as wrong:  # the right results are kept
         record, failures = wrong.record, wrong
     keep({"kind": "case", "group": entry.group, "device": device, "arguments": arguments, **record})
     for name in case.candidates if case.peak else ():
         record["candidates"][name]["peak_bytes"] = _peak(device, entry.group, arguments, case, name)
+    for name in case.candidates if case.kernels else ():
+        record["candidates"][name]["kernels"] = _kernels(device, case, name)
     benchmark.pedantic(lambda: None)
     if failures:
         raise failures

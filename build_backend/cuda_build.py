@@ -1,6 +1,6 @@
 """Builds lorun_kernels/_C_cuda.so with nvcc: whether it can be built, for which GPUs, and how.
 
-torch.utils.cpp_extension.CUDAExtension fails beside a CPU torch, so nvcc is called here. It also knows where
+torch.utils.cpp_extension.CUDAExtension fails beside a CPU torch, so nvcc is called here: it also knows where
 its own headers and libraries are.
 """
 
@@ -21,7 +21,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"
 
 
 def find_nvcc():
-    """(path of nvcc or None, where it was sought). CUDA_HOME, where set, is the only place."""
+    """(path of nvcc or None, where it was sought). If CUDA_HOME is set, it is the only place."""
     home = os.environ.get("CUDA_HOME")
     if home:
         return shutil.which(os.path.join(home, "bin", "nvcc")), f"CUDA_HOME ({home})"
@@ -35,7 +35,7 @@ def cuda_version(nvcc):
 
 
 def plan(setting, torch):
-    """(nvcc, None) where the kernels are to be built, else (None, why not), which LORUN_CUDA=1 refuses."""
+    """(nvcc, None) if the kernels are to be built, else (None, why not): with LORUN_CUDA=1, an error."""
     if setting not in ("auto", "0", "1"):
         raise SystemExit(f"LORUN_CUDA must be auto, 0 or 1, got {setting!r}; set it to one of these.")
     if setting == "0":
@@ -52,14 +52,14 @@ def plan(setting, torch):
 
 
 def mismatch(version, torch):
-    """Why kernels of this CUDA version do not go with torch's; None where they do, or torch has no CUDA."""
+    """Why kernels of this CUDA version do not match torch's; None if they do, or if torch has no CUDA."""
     if torch.version.cuda and torch.version.cuda.split(".")[0] != version.split(".")[0]:
         return f"nvcc is of CUDA {version}, but torch {torch.__version__} uses CUDA {torch.version.cuda}"
     return None
 
 
 def architectures(nvcc, torch):
-    """What to compile for, such as ["sm_90", "compute_90"]: as asked, else the GPUs here, else all."""
+    """What to compile for, such as ["sm_90", "compute_90"]: as asked, else for the GPUs here, else all."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if asked:
         return parse_arch_list(asked)
@@ -71,7 +71,7 @@ def architectures(nvcc, torch):
 
 
 def parse_arch_list(text):
-    """TORCH_CUDA_ARCH_LIST, such as "8.0;9.0a+PTX", in nvcc's names: code for each, and PTX where asked."""
+    """TORCH_CUDA_ARCH_LIST, such as "8.0;9.0a+PTX", in nvcc's names: code for each, and PTX if asked for."""
     names = []
     for word in re.split(r"[;,\s]+", text.strip("; \t")):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word)
@@ -86,8 +86,8 @@ def parse_arch_list(text):
 
 
 def default_architectures(listed):
-    """From `nvcc --list-gpu-code`: the lowest GPU of each major version, whose code all of that version run,
-    and PTX of the newest for GPUs to come."""
+    """From `nvcc --list-gpu-code`: the lowest GPU of each major version, whose code all GPUs of that version
+    run, and PTX of the newest, for future GPUs."""
     lowest = {}
     for number in sorted(int(number) for number in re.findall(r"^sm_(\d+)$", listed, re.MULTILINE)):
         if divmod(number, 10) >= MINIMUM_CAPABILITY:
@@ -100,11 +100,13 @@ def gencode(name):
 
 
 def call_nvcc(command):
-    print(shlex.join(command), flush=True)
-    if subprocess.run(command).returncode:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # In one piece, because several commands run at the same time.
+    print(f"{shlex.join(command)}\n{done.stdout}", end="", flush=True)
+    if done.returncode:
         raise SystemExit(
-            f"nvcc failed at {command[-1]}, with the output above; fix that, or set LORUN_CUDA=0 to build "
-            "without CUDA kernels."
+            f"nvcc failed at {command[-1]}, with the output above; fix the cause, or set LORUN_CUDA=0 to "
+            "build without CUDA kernels."
         )
 
 
@@ -113,16 +115,14 @@ def build(nvcc, names, torch_folder, objects, library):
     flags = [nvcc, "-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc"]
     kernels = [*flags, *map(gencode, names)]
     bindings = [*flags, f"-I{torch_folder}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-    objects.mkdir(parents=True, exist_ok=True)
-    sources = sorted(glob("csrc/cuda/*/*.cu") + glob("csrc/cuda/*/*.cpp"))
-    # Files of both folders have the same names.
-    compiled = [str(objects / f"{Path(source).parent.name}_{Path(source).name}.o") for source in sources]
-    commands = [
-        [*(kernels if source.endswith(".cu") else bindings), "-c", "-o", target, source]
-        for source, target in zip(sources, compiled, strict=True)
-    ]
+    sources = sorted(glob("csrc/cuda/**/*.cu", recursive=True) + glob("csrc/cuda/**/*.cpp", recursive=True))
+    compiled = [str(objects / f"{source}.o") for source in sources]
+    commands = []
+    for source, target in zip(sources, compiled, strict=True):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        commands.append([*(kernels if source.endswith(".cu") else bindings), "-c", "-o", target, source])
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
         list(pool.map(call_nvcc, commands))
-    # libtorch.so brings the symbols of a CUDA torch, which a CPU torch to link against does not have.
+    # libtorch.so brings the symbols of a CUDA torch; a CPU torch to link against does not have them.
     torch_library = [f"-L{torch_folder}/lib", "-Xlinker=--no-as-needed", "-ltorch"]
     call_nvcc([nvcc, "-shared", "-cudart=static", *compiled, *torch_library, "-o", str(library)])

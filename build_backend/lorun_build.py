@@ -1,7 +1,7 @@
 """The build backend: setuptools, building against the torch of the environment LoRun is installed into.
 
-pip hides that environment while it builds. Its folders go back at the end of the path, so that what pip
-installed for the build still comes first, and torch is asked for only where no supported one is found.
+pip hides that environment while it builds. Its folders are put back at the end of the path, so that what pip
+installed for the build still comes first, and torch is required only if no supported one is found.
 """
 
 import site
@@ -16,7 +16,7 @@ sys.path += [folder for folder in site.getsitepackages() if folder not in sys.pa
 
 
 def installed_torch():
-    """The torch version to build against, without its local label; None where no supported one is found."""
+    """The torch version to build against, without its local label; None if no supported one is found."""
     try:
         version = metadata.version("torch").partition("+")[0]
     except metadata.PackageNotFoundError:

@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> check_step(const char* op, bool hqs, const Tensor& x,
   return {check_mask(op, mask, cube, x, x.sizes()), check_scale(op, hqs, scale, x)};
 }
 
-// The addresses from the first to behind the last element.
+// The address of the first element, and the address just after the last.
 std::pair<const char*, const char*> extent(const Tensor& tensor) {
   int64_t last = 0;
   for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
@@ -269,9 +269,8 @@ TORCH_LIBRARY_FRAGMENT(lorun, m) {
   m.def("cassi_check_forward(Tensor x, Tensor mask, int[] offsets) -> ()", cassi_check_forward);
   m.def("cassi_check_adjoint(Tensor y, Tensor mask, int[] offsets) -> ()", cassi_check_adjoint);
   m.def(
-      "cassi_check_step(Tensor x, Tensor y, Tensor mask, Tensor scale, int[] offsets, bool hqs, bool "
-      "in_place)"
-      " -> ()",
+      "cassi_check_step(Tensor x, Tensor y, Tensor mask, Tensor scale, int[] offsets, bool hqs,"
+      " bool in_place) -> ()",
       cassi_check_step);
   m.def("cassi_forward(Tensor x, Tensor mask, int[] offsets, str backend) -> Tensor");
   m.def("cassi_adjoint(Tensor y, Tensor mask, int[] offsets, bool channels_last, str backend) -> Tensor");

@@ -10,8 +10,9 @@
 
 namespace lorun {
 
-// Raw kernels: all shapes are checked, the results are allocated, nothing is recorded. mask and grad_mask are
-// expanded to (B, C, H, W), scale to (B,); residual, grad_mask and grad_scale hold accumulators.
+// Raw kernels: all shapes have been checked, the results are allocated, and autograd records nothing. mask
+// and grad_mask are expanded to (B, C, H, W), scale to (B,); residual, grad_mask and grad_scale hold
+// accumulators.
 namespace cassi_backend {
 
 void forward(std::string_view backend, const at::Tensor& x, const at::Tensor& mask, at::IntArrayRef offsets,
@@ -42,7 +43,8 @@ at::Tensor cassi_forward(const at::Tensor& x, const at::Tensor& mask, at::IntArr
                          std::string_view backend);
 at::Tensor cassi_adjoint(const at::Tensor& y, const at::Tensor& mask, at::IntArrayRef offsets,
                          bool channels_last, std::string_view backend);
-// The gradient of either in its mask: x * shifted-back y, summed over the dimensions that the mask lacks.
+// The gradient of either with respect to its mask: x * shifted-back y, summed over the dimensions that the
+// mask lacks.
 at::Tensor cassi_mask_grad(const at::Tensor& x, const at::Tensor& y, int64_t mask_dim,
                            at::IntArrayRef offsets, std::string_view backend);
 at::Tensor cassi_step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& mask,

@@ -1,4 +1,4 @@
-// Autocast must not round a measurement: operands of different precision meet in the widest of them.
+// Autocast must not round a measurement: operands of different precision are converted to the widest of them.
 #include <ATen/OpMathType.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>

@@ -1,6 +1,6 @@
-// forward, adjoint and mask_grad are bilinear and each other's gradients, so they differentiate without end.
-// A data step is differentiated twice in the cube, the measurement and the incoming gradient: its backward is
-// the step itself with another cube and measurement.
+// forward, adjoint and mask_grad are bilinear and each other's gradients, so they can be differentiated any
+// number of times. A data step can be differentiated twice with respect to the cube, the measurement and the
+// incoming gradient: its backward is the step itself with another cube and measurement.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -181,7 +181,7 @@ class CassiStepBackward : public Function<CassiStepBackward> {
     const auto [grad_x, grad_y, grad_mask, grad_scale] =
         LORUN_OP(cassi_step_backward)
             .call(grad, residual, x, mask, scale, offsets, hqs, output_mask, backend);
-    // A Function cannot return an undefined tensor: what is not wanted has no place among the outputs.
+    // A Function cannot return an undefined tensor: gradients that are not wanted are not among the outputs.
     variable_list wanted;
     for (const Tensor& result : {grad_x, grad_y, grad_mask, grad_scale}) {
       if (result.defined()) {
@@ -198,7 +198,7 @@ class CassiStepBackward : public Function<CassiStepBackward> {
     auto next = grads.begin();
     Tensor x = data["need_x"].toBool() ? *next++ : Tensor();
     Tensor y = data["need_y"].toBool() ? *next++ : Tensor();
-    // Gradients are wanted by position among the tensors that were given, and returned for all arguments.
+    // needs_input_grad counts only the tensors that were given; gradients are returned for all arguments.
     const size_t tensors = data["tensors"].toInt();
     const bool in_mask_or_scale =
         std::any_of(next, grads.end(), [](const Tensor& grad) { return grad.defined(); }) ||
@@ -266,7 +266,8 @@ void cassi_step_inplace_autograd(Tensor& x, const Tensor& y, const Tensor& mask,
   LORUN_OP(cassi_step_).call(x, y, mask, scale, offsets, hqs, backend);
 }
 
-// Inference mode comes here too, past the kernel above: a tensor that autograd kept must be seen to change.
+// Inference mode comes here too, without the kernel above: autograd must notice the change of a tensor it
+// kept.
 void cassi_step_inplace_version(Tensor& x, const Tensor& y, const Tensor& mask, const Tensor& scale,
                                 IntArrayRef offsets, bool hqs, string_view backend) {
   {

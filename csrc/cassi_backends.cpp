@@ -5,7 +5,7 @@
 
 #include "backends.h"
 #include "cassi.h"
-#include "cpu/cassi.h"
+#include "cpu/cassi/kernels.h"
 
 namespace lorun::cassi_backend {
 namespace {
@@ -37,7 +37,7 @@ cassi::Problem problem_of(const Tensor& cube, IntArrayRef offsets) {
 // Kernels do not write to what is given as an operand; Cube and Measurement have no const form.
 void* operand(const Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
 
-// Memory to write to, which is its own from now on where it was shared until written.
+// Memory to write to: a tensor that shared its memory until the first write has its own from now on.
 void* result(const Tensor& t) { return t.mutable_data_ptr(); }
 
 cassi::Cube cube_of(const Tensor& t, void* (*data)(const Tensor&) = operand) {

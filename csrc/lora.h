@@ -39,7 +39,7 @@ void check_layer_input(const char* op, const at::Tensor& input, const at::Tensor
 at::Tensor merge(const at::Tensor& weight, const at::Tensor& up, const at::Tensor& down, double scaling,
                  at::MemoryFormat layout, at::ScalarType dtype);
 
-// (d up, d down) from d W; a gradient whose mask entry is false is left undefined.
+// (d up, d down) from dW; a gradient whose mask entry is false is left undefined.
 std::tuple<at::Tensor, at::Tensor> adapter_grads(const at::Tensor& grad_weight, const at::Tensor& up,
                                                  const at::Tensor& down, double scaling,
                                                  std::array<bool, 2> mask);

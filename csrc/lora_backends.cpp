@@ -23,7 +23,7 @@ bool kernels_know(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
 }
 
-// Kernels read whole pixels: the channels of an image lie together.
+// Kernels read whole pixels: the channels of an image must be contiguous.
 Tensor channels_together(const Tensor& image) {
   return image.stride(1) == 1 ? image : image.contiguous(at::MemoryFormat::ChannelsLast);
 }
@@ -36,8 +36,8 @@ MaybeTensor contiguous(const MaybeTensor& tensor) {
   return tensor ? std::optional(tensor->contiguous()) : std::nullopt;
 }
 
-// Whether not even a slice of W of 16 channels stays in a multiprocessor: a block of lorun_cuda would merge
-// it again for every tile of pixels.
+// Whether not even a slice of W of 16 channels fits in a multiprocessor: a block of lorun_cuda would have to
+// merge it again for every tile of pixels.
 bool outgrows_a_block(const Tensor& weight, at::ScalarType dtype) {
   constexpr int64_t kSlice = 16;
   constexpr int64_t kBytes = 96 * 1024;
@@ -45,7 +45,7 @@ bool outgrows_a_block(const Tensor& weight, at::ScalarType dtype) {
   return std::max(weight.size(0), weight.size(1)) * taps * kSlice * at::elementSize(dtype) > kBytes;
 }
 
-// W as a kernel is given it: in parts, or merged.
+// W as it is passed to a kernel: in parts, or merged.
 struct Given {
   Tensor weight;
   MaybeTensor up, down;

@@ -38,7 +38,7 @@ void grad_input_into(std::string_view backend, const Convolution& conv, const at
                      const at::Tensor& weight, const at::Tensor& up, const at::Tensor& down,
                      const at::Tensor& grad_input, const at::Tensor& grad_input2);
 
-// New gradients of both inputs, in channels_last; the second is undefined where there is one input.
+// New gradients of both inputs, in channels_last; the second is undefined if there is one input.
 std::pair<at::Tensor, at::Tensor> grad_input(std::string_view backend, const Convolution& conv,
                                              const at::Tensor& grad, const at::Tensor& weight,
                                              const at::Tensor& up, const at::Tensor& down,
@@ -51,7 +51,7 @@ std::pair<at::Tensor, at::Tensor> grad_adapter(std::string_view backend, const C
                                                const at::Tensor& weight, const at::Tensor& up,
                                                const at::Tensor& down, std::array<bool, 2> mask);
 
-// W on a GPU in one launch; undefined where no library has the kernel.
+// W on a GPU in one launch; undefined if no library has the kernel.
 at::Tensor merge(const at::Tensor& weight, const at::Tensor& up, const at::Tensor& down, double scaling,
                  at::MemoryFormat layout, at::ScalarType dtype);
 

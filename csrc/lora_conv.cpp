@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor> lora_conv2d_preactivation(
     SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, double scaling,
     string_view form, const MaybeTensor& input2, const MaybeTensor& residual, string_view activation,
     double slope, string_view backend, const MaybeTensor& merged) {
-  TORCH_CHECK_VALUE(activation != "none", kName, ": a preactivation is kept for an activation only");
+  TORCH_CHECK_VALUE(activation != "none", kName, ": a preactivation is kept only for an activation");
   const Result result = forward(input, weight, up, down, bias, stride, padding, dilation, groups, scaling,
                                 form, input2, residual, activation, slope, backend, merged,
                                 /*keep_preactivation=*/true);
@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensor> lora_conv2d_preactivation(
 
 namespace {
 
-// Slices of what the two inputs make together, as tensors of their own.
+// The parts of the joined inputs' gradient, as tensors of their own.
 std::pair<Tensor, Tensor> split(const Tensor& grad, const Tensor& input, const MaybeTensor& input2) {
   if (!input2) {
     return {grad, Tensor()};
@@ -225,7 +225,7 @@ ConvGradients lora_conv2d_backward(const Tensor& grad, const Tensor& input, cons
   const MaybeTensor batch2 = batched(input2);
   const Tensor grad4 = batched(grad);
   Tensor grad_input, grad_input2, grad_weight, grad_up, grad_down, grad_bias;
-  // d W itself exists only where the base is trained too, and where ATen computes it.
+  // dW itself is computed only if the base is trained too, or if ATen computes the gradients.
   if (lora_backend::takes(backend, batch, weight, groups.expect_int()) && !need_weight) {
     const lora_backend::Convolution conv{stride, padding, dilation, groups.expect_int(), scaling};
     if (need_input || need_input2) {

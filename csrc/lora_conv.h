@@ -5,7 +5,7 @@
 
 namespace lorun {
 
-// output = activation(conv(cat(input, input2), W) + bias) + residual. merged, where given, is W itself.
+// output = activation(conv(cat(input, input2), W) + bias) + residual. merged, if given, is W itself.
 at::Tensor lora_conv2d(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& up,
                        const at::Tensor& down, const std::optional<at::Tensor>& bias,
                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,

@@ -82,7 +82,7 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
     const auto saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
     const MaybeTensor input2 = saved[4].defined() ? std::optional(saved[4]) : std::nullopt;
-    // An absent tensor has no place among the inputs.
+    // An absent tensor is not counted among the inputs.
     size_t next = 4;
     const auto needed = [&](bool there) { return there && ctx->needs_input_grad(next++); };
     std::array<bool, 6> mask{};
@@ -92,8 +92,8 @@ class LoRAConv2d : public torch::autograd::Function<LoRAConv2d> {
     mask[4] = needed(data["has_bias"].toBool());
     mask[5] = needed(input2.has_value());
     const bool need_residual = needed(data["has_residual"].toBool());
-    // The merge of a whole stage returns the adapters' gradients; it is given d W, which is also d weight.
-    // Backends that form no d W sum the adapter's gradients themselves.
+    // The merge of a whole stage returns the adapters' gradients; it is given dW, which is also the weight's
+    // gradient. Backends that form no dW sum the adapter's gradients themselves.
     const bool need_merged =
         needed(data["has_merged"].toBool()) && data["backend"].toStringRef() == std::string("aten");
     const bool need_weight = mask[1];

@@ -81,7 +81,7 @@ Gradients lora_linear_backward(const Tensor& grad, const Tensor& input, const Te
   if (need_weight) {
     grad_weight = at::mm(grad_rows.t(), rows).to(dtype);
   }
-  // The adapter's gradients pass through its rank: d W itself is never formed for them.
+  // The adapter's gradients pass through its rank: dW itself is never formed for them.
   if (need_up) {
     const Tensor lowered = at::mm(rows, down.to(rows.scalar_type()).t());
     grad_up = at::mm(grad_rows.t(), lowered).to(dtype).mul_(scaling);
@@ -125,7 +125,7 @@ class LoRALinear : public torch::autograd::Function<LoRALinear> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     static const auto op = find_op<decltype(lora_linear_backward)>("lorun::lora_linear_backward");
     const auto saved = ctx->get_saved_variables();
-    // An absent bias has no place among the inputs.
+    // An absent bias is not counted among the inputs.
     const size_t inputs = ctx->saved_data["has_bias"].toBool() ? 5 : 4;
     std::array<bool, 5> mask{};
     for (size_t i = 0; i < inputs; ++i) {
@@ -161,12 +161,12 @@ Gradients lora_linear_backward_autograd(const Tensor& grad, const Tensor& input,
 
 TORCH_LIBRARY_FRAGMENT(lorun, m) {
   m.def(
-      "lora_linear(Tensor input, Tensor weight, Tensor lora_up, Tensor lora_down, Tensor? bias, float "
-      "scaling, str backend=\"aten\") -> Tensor");
+      "lora_linear(Tensor input, Tensor weight, Tensor lora_up, Tensor lora_down, Tensor? bias,"
+      " float scaling, str backend=\"aten\") -> Tensor");
   m.def(
       "lora_linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor lora_up, Tensor lora_down,"
-      " float scaling, bool[5] output_mask, str backend=\"aten\") -> (Tensor, Tensor, Tensor, Tensor, "
-      "Tensor)");
+      " float scaling, bool[5] output_mask, str backend=\"aten\")"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(lorun, CompositeExplicitAutograd, m) {

@@ -81,7 +81,7 @@ void check_layer_input(const char* op, const Tensor& input, const Tensor& weight
                        const std::optional<Tensor>& bias) {
   TORCH_CHECK_VALUE(input.device() == weight.device(), op, ": input must be on the device of weight, ",
                     weight.device(), ", got ", input.device(), "; move one of them with .to(device)");
-  // Under autocast the input is rounded and the float32 parameters are merged before they are.
+  // Under autocast the input is rounded, and the float32 parameters are merged before they are rounded.
   const bool rounded_input = weight.scalar_type() == at::kFloat &&
                              (input.scalar_type() == at::kHalf || input.scalar_type() == at::kBFloat16);
   TORCH_CHECK_TYPE(input.scalar_type() == weight.scalar_type() || rounded_input, op,
@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor> adapter_grads(const Tensor& grad_weight, const Tensor
 
 bool needs_grad(at::ArrayRef<Tensor> tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
-    // A forward-mode tangent is there whatever the grad mode; autograd::Function refuses it with an error.
+    // A forward-mode tangent exists in every grad mode; autograd::Function refuses it with an error.
     return (t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined();
   });
 }

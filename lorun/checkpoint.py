@@ -63,7 +63,7 @@ def load_network(path: str | Path) -> tuple[UnfoldingNetwork, NetworkSettings, d
 
 
 def network_tensors(net: UnfoldingNetwork) -> dict[str, Tensor]:
-    """Every parameter of a network once, also where stages share it."""
+    """Every parameter of a network, once, even if stages share it."""
     return dict(net.named_parameters())
 
 

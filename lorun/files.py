@@ -1,4 +1,4 @@
-"""Writing a file in one step, so that a failed write leaves the old file, and no half of a new one."""
+"""Writing a file in one step, so that a failed write leaves the old file and never half of a new one."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def write_in_one_step(path: str | Path, write: Callable[[Path], object]) -> None
 
 
 def check_target(path: Path, *suffixes: str) -> None:
-    """Raise where a file of this name cannot be written: before the work, not after it."""
+    """Raise if a file of this name cannot be written: before the work, not after it."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
@@ -27,7 +27,7 @@ def check_target(path: Path, *suffixes: str) -> None:
 
 
 def check_not_input(out: Path, *inputs: Path | None) -> None:
-    """Raise where writing `out` would replace one of the files that it is made of."""
+    """Raise if writing `out` would replace one of the files that it is made of."""
     for path in inputs:
         if path is not None and path.exists() and out.exists() and out.samefile(path):
             raise ValueError(f"{out}: is the input; choose another name for the result")

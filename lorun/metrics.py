@@ -19,7 +19,7 @@ UNIFORM = {"win_size": 7}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What becomes of x and of ref, each (C, H, W), before skimage compares them band by band."""
+    """What is done to x and to ref, each (C, H, W), before skimage compares them band by band."""
 
     axes: str
     peak: float
@@ -36,7 +36,7 @@ def psnr(x: np.ndarray, ref: np.ndarray, protocol: str) -> float:
     The others take cubes (C, H, W) in [0, 1], and give the mean of the PSNR of every band:
 
     - "cassi-mst": x and ref times 256 and rounded half to even, not clamped, peak 255 (`torch_psnr` of MST,
-      Cai et al. 2022, and of its successors). Where rounding does not matter, 0.034 dB below "cassi-float".
+      Cai et al. 2022, and of its successors); 0.034 dB below "cassi-float" if rounding does not matter.
     - "cassi-matlab": x and ref clamped to [0, 1] and rounded as by `im2uint8`, peak 255
       (`Cal_quality_assessment.m` and `csnr.m`, in the same repository).
     - "cassi-float": 10 log10(1 / MSE), neither rounded nor clamped.
@@ -67,7 +67,7 @@ def ssim(x: np.ndarray, ref: np.ndarray, protocol: str) -> float:
     - "cassi-float": as "cassi-matlab", of x and ref as they are, data_range 1.
 
     Raises:
-        ValueError: as `psnr`, and where an image is smaller than a window that has to lie inside.
+        ValueError: as `psnr`, and if an image is smaller than a window that has to lie inside it.
     """
     rule = _of(_SSIM, protocol)
     x, ref = _checked(x, ref, rule.axes)
@@ -90,7 +90,7 @@ def sam(x: np.ndarray, ref: np.ndarray) -> float:
     rounded. A pixel where either spectrum is all 0 has no angle and is left out of the mean.
 
     Returns:
-        0 to 180; 0 to 90 where nothing is negative.
+        0 to 180; 0 to 90 if nothing is negative.
 
     Raises:
         ValueError: two shapes or the wrong number of axes, no pixels, NaN or Inf, or no pixel with an angle.
@@ -101,7 +101,7 @@ def sam(x: np.ndarray, ref: np.ndarray) -> float:
     if not has_angle.any():
         raise ValueError("x, ref: in every pixel one spectrum is all 0, so that no angle is defined")
     x, ref = x[:, has_angle] / lengths[0][has_angle], ref[:, has_angle] / lengths[1][has_angle]
-    # Not arccos of the dot product: near 0, where good restorations are, it loses half of the digits.
+    # Not arccos of the dot product: near 0, where good restorations are, it loses half of its digits.
     angles = 2 * np.arctan2(np.linalg.norm(x - ref, axis=0), np.linalg.norm(x + ref, axis=0))
     return float(np.degrees(angles.mean()))
 
@@ -128,7 +128,7 @@ def _im2uint8(image: np.ndarray) -> np.ndarray:
 
 
 def _amid_zeros(image: np.ndarray) -> np.ndarray:
-    # skimage's mean leaves out a border of half a window: here just these zeros.
+    # skimage's mean leaves out a border of half a window: here exactly these zeros.
     half = GAUSSIAN["win_size"] // 2
     return np.pad(image, ((0, 0), (half, half), (half, half)))
 
@@ -150,7 +150,7 @@ def _of(rules: dict[str, Comparison], protocol: str) -> Comparison:
 
 
 def _checked(x: np.ndarray, ref: np.ndarray, axes: str) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 (C, H, W), one band where `axes` is (H, W)."""
+    """Both as float64 (C, H, W), with one band if `axes` is (H, W)."""
     x, ref = np.asarray(x, dtype=np.float64), np.asarray(ref, dtype=np.float64)
     if x.shape != ref.shape or ref.ndim != len(axes.split(",")) or ref.size == 0:
         kind = "images" if axes == "(H, W)" else "cubes"

@@ -33,12 +33,12 @@ class Report:
 
     @property
     def denoisers(self) -> int:
-        """Base and adapters: what the paper's tables count."""
+        """Base and adapters, as the paper's tables count them."""
         return self.base + self.adapters
 
     @property
     def saving(self) -> float:
-        """Share of Block-K's denoiser parameters that this network does without."""
+        """The share of Block-K's denoiser parameters that this network saves."""
         return 1 - self.denoisers / self.block_base
 
     def __str__(self) -> str:

@@ -35,27 +35,27 @@ def denoise_in_tiles(
 ) -> Tensor:
     """``denoise(*inputs)``, computed on one tile after the other.
 
-    Every pixel comes from a tile whose border is at least `overlap` pixels away, where it is not the border
+    Every pixel comes from a tile whose border is at least `overlap` pixels away, unless it is the border
     of the image. A denoiser that looks no further, and whose pooling repeats every `align` pixels, gives what
     it gives for the whole image: `lorun.denoisers.UNet` does from an overlap of 36 and an `align` of 4. One
-    with attention over the whole image, such as `SpectralTransformer` (`align=32`), comes close only: on
-    two scenes of 512x512 pixels within 0.0014 RMS, which blending the tiles hardly lessened.
+    with attention over the whole image, such as `SpectralTransformer` (`align=32`), only comes close: on
+    two scenes of 512x512 pixels within 0.0014 RMS, which blending the tiles hardly reduced.
 
     Args:
         denoise: called with one tile of every input, views that it must not write to; gives the denoised
             tile of the first.
         inputs: tensors on one grid, (B, ..., H, W); all are cut alike.
-        tile: at most so many pixels in height and width are denoised at once, the overlap included. An image
-            that fits is denoised as it is, in one call.
+        tile: at most this many pixels in height and width are denoised at once, the overlap included. An
+            image that fits is denoised in one call.
         overlap: pixels at the border of a tile that another tile fills.
-        align: tiles start at multiples of it.
+        align: tiles start at multiples of this many pixels.
 
     Returns:
-        The denoised first input, in its shape, dtype and layout. This and a tile are all the memory taken.
+        The denoised first input, in its shape, dtype and layout. It takes no memory but this and a tile.
 
     Raises:
         ValueError: inputs of different height or width; an overlap below 0; an `align` below 1; a tile that
-            holds less than its overlap on both sides and `align` pixels between; a result of another shape.
+            is smaller than its overlap on both sides and `align` pixels between; a result of another shape.
     """
     _check(inputs, tile, overlap, align)
     height, width = inputs[0].shape[-2:]

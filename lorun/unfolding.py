@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from lorun.adapters import adapted_view
 from lorun.physics.physics import Physics, crop_to
 from lorun.tiling import OVERLAP, denoise_in_tiles
+from lorun_kernels import StageWeights
 
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
 
-# Where rho, lambda and mu start.
+# The start of rho, lambda and mu.
 START = 0.5
 
 
@@ -29,7 +31,7 @@ class UnfoldingNetwork(nn.Module):
 
     Args:
         physics: the measurement model; its parameters, such as a learned Phi, train with the network.
-        denoiser: called as denoiser(x, noise_level), or, where its attribute `takes_correction` is true, as
+        denoiser: called as denoiser(x, noise_level), or, if its attribute `takes_correction` is true, as
             denoiser(x, noise_level, correction). It becomes the network's own.
         stages: K, at least 1.
         variant: "shared", one denoiser for all stages; "block", K independent copies of it; "lorun", one
@@ -42,6 +44,8 @@ class UnfoldingNetwork(nn.Module):
     physics: Physics
     denoiser: nn.Module
     denoisers: nn.ModuleList
+    # For networks that were pickled before this attribute existed, too.
+    _stage_weights: StageWeights | None = None
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class UnfoldingNetwork(nn.Module):
         if variant == "lorun":
             denoiser.requires_grad_(False)
             self.denoisers = nn.ModuleList(adapted_view(denoiser, gamma, form) for _ in range(stages))
+            self._stage_weights = StageWeights.of(self.denoisers)
 
     def stage_denoiser(self, stage: int) -> nn.Module:
         """The denoiser of one stage, counted from 0."""
@@ -126,8 +131,15 @@ class UnfoldingNetwork(nn.Module):
                 z, noise_level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
             else:
                 z, noise_level = physics.hqs_step(x, y, step[k]), (lam[k] / step[k]).sqrt()
-            x = self._denoise(k, x, z, noise_level, tile, overlap)
+            with self._merged(k):
+                x = self._denoise(k, x, z, noise_level, tile, overlap)
         return x if size is None else crop_to(x, size)
+
+    def _merged(self, stage: int) -> AbstractContextManager[None]:
+        """A context in which the adapters of a stage are merged together, if that is faster."""
+        if self._stage_weights is None:
+            return nullcontext()
+        return self._stage_weights.stage(stage, only_if_it_pays=True)
 
     def _denoise(
         self, stage: int, x: Tensor, z: Tensor, level: Tensor, tile: int | None, overlap: int
@@ -147,7 +159,7 @@ class UnfoldingNetwork(nn.Module):
     ) -> "UnfoldingNetwork":
         """Phase 2 of Algorithm 1: freeze a trained Shared-K network's denoiser and add adapters.
 
-        The new network owns copies, so `shared` stays as it is; until trained, both restore alike.
+        The new network owns copies, so `shared` stays as it is; until it is trained, both restore alike.
         """
         if shared.variant != "shared":
             raise ValueError(f'shared: expected a network of variant "shared", got {shared.variant!r}')
@@ -166,8 +178,8 @@ def alignment_of(denoiser: nn.Module) -> int:
     downscale = getattr(denoiser, "downscale", None)
     if not isinstance(downscale, int):
         raise ValueError(
-            "tile: the denoiser does not say how its tiles must be aligned; give it an attribute downscale, 1 "
-            "if it works on every pixel alike"
+            "tile: the denoiser does not say how its tiles must be aligned; give it an attribute downscale, "
+            "1 if it works on every pixel alike"
         )
     return downscale
 

@@ -10,16 +10,18 @@ from lorun_kernels.cassi import (
     cassi_hqs_step_,
     cassi_pgd_step,
     cassi_pgd_step_,
-    shift,
-    unshift,
 )
+from lorun_kernels.cassi_shift import shift, unshift
+from lorun_kernels.conv_act import ConvAct
 from lorun_kernels.lora_conv import lora_conv2d, lora_conv2d_act
+from lorun_kernels.lora_conv_layer import FusedLoRAConv2d
 from lorun_kernels.lora_linear import lora_linear
+from lorun_kernels.lora_linear_layer import FusedLoRALinear
 from lorun_kernels.lora_merge import merge_lora
-from lorun_kernels.modules import FusedLoRAConv2d, FusedLoRALinear
 from lorun_kernels.stage_weights import StageWeights
 
 __all__ = [
+    "ConvAct",
     "FusedLoRAConv2d",
     "FusedLoRALinear",
     "StageWeights",

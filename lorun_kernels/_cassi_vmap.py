@@ -1,6 +1,8 @@
-"""torch.vmap for the CASSI ops: the mapped dimension joins the batch, so a call stays one pass."""
+"""torch.vmap for the CASSI ops: the mapped dimension joins the batch, so that a call stays one pass."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -85,7 +87,7 @@ def _step_residual(info, in_dims, x, y, mask, scale, *options):
 def _step_inplace(info, in_dims, x, y, mask, scale, *options):
     if in_dims[0] is None:
         raise RuntimeError("vmap: an in-place CASSI step of a cube that is not mapped cannot hold V results")
-    # Folding may copy a cube whose mapped dimension is not in front: each sample is stepped where it lies.
+    # Folding may copy a cube whose mapped dimension is not the first, so each sample is stepped in place.
     for index, sample in enumerate(x.unbind(in_dims[0])):
         others = zip((y, mask, scale), in_dims[1:4], strict=True)
         _ops.cassi_step_(sample, *[t if d is None else t.select(d, index) for t, d in others], *options)
@@ -93,7 +95,7 @@ def _step_inplace(info, in_dims, x, y, mask, scale, *options):
 
 
 def register_vmap_rules() -> None:
-    rules = {
+    rules: dict[str, Callable] = {
         "cassi_forward": _forward,
         "cassi_adjoint": _adjoint,
         "cassi_mask_grad": loop_rule(_ops.cassi_mask_grad.default),

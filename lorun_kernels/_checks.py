@@ -1,4 +1,4 @@
-"""Argument checks that need Python; shapes and ranks are checked by the ops themselves, in C++."""
+"""The checks of arguments that need Python; the ops themselves check shapes and ranks, in C++."""
 
 from __future__ import annotations
 

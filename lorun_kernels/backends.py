@@ -1,4 +1,4 @@
-"""Which backend runs, and why another cannot."""
+"""Which backend runs, and why another one cannot."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from lorun_kernels._extension import cuda_missing_reason
 
 NAMES = ("cpu", "cuda", "triton", "aten", "reference")
 
-# The default for CASSI ops: on each device type, backends in order with the largest cube, in elements, up to
-# which each is the fastest. The CPU row is from "CASSI HQS step over size" of benchmarks/table.py; the CUDA
-# row waits for benchmarks/run_gpu.sh on a GPU and is an order of preference until then.
+# The default for the CASSI ops: for each type of device, the backends in order, each with the largest cube,
+# in elements, for which it is the fastest. The CPU row is from "CASSI HQS step over size" of
+# benchmarks/table.py; the CUDA row waits for benchmarks/run_gpu.sh on a GPU and is an order of preference
+# until then.
 CASSI_DEFAULTS = {
     "cpu": [("cpu", float("inf"))],
     "cuda": [("cuda", float("inf")), ("triton", float("inf")), ("reference", float("inf"))],
 }
 
 # The default for low-rank convolutions on a GPU in half precision: the first row that fits, (kernel size,
-# Cin / groups, Cout, most input pixels N * H * W, backend), where None fits everything. A row is added when
+# Cin / groups, Cout, most input pixels N * H * W, backend); None fits everything. A row is added when
 # benchmarks/run_gpu.sh has shown that it pays; until then W is merged and cuDNN convolves.
 LORA_DEFAULTS: list[tuple[int | None, int | None, int | None, float, str]] = []
 
@@ -34,7 +35,7 @@ def _triton_missing_reason() -> str | None:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend's name, with None where it can run here and otherwise the reason why it cannot.
+    """Every backend's name, with None if it can run here, else with the reason why it cannot, in a sentence.
 
     `cpu`, `aten` and `reference` always can. For the CASSI ops, a backend that can run refuses tensors on a
     device that is not its own.
@@ -58,14 +59,14 @@ def _check_name(source: str, name: str) -> None:
 
 
 def _load(name: str) -> None:
-    """Register a backend's ops. Importing Triton takes a second, so it waits until it is wanted."""
+    """Register a backend's ops. Importing Triton takes a second, so that waits until it is wanted."""
     if name == "triton":
         from lorun_kernels.triton import load
 
         load()
 
 
-# Triton's kernels run on tensors of the CPU then.
+# If so, Triton's kernels run on CPU tensors.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _forced: str | None = os.environ.get("LORUN_BACKEND") or None
 
@@ -75,8 +76,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Run the ops called in this context on the backend `name`, and their backward passes too.
 
     A backward pass uses the backend of its forward pass wherever it is called. The choice holds for the whole
-    process, all threads; the environment variable LORUN_BACKEND, read at import, makes it from the start. A
-    compiled function is compiled anew where the choice has changed.
+    process and all of its threads; the environment variable LORUN_BACKEND, read at import, makes it from the
+    start. A compiled function is compiled again if the choice has changed.
 
     The low-rank ops run through ATen's convolution on the merged weight (oneDNN, cuDNN) unless "cuda" or
     "triton" is chosen, here or by default, and has a kernel: for a tensor on a GPU in float32, bfloat16 or
@@ -99,7 +100,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def uses_reference() -> bool:
-    """Whether plain PyTorch was asked for."""
+    """Whether plain PyTorch has been asked for."""
     return _forced == "reference"
 
 
@@ -123,23 +124,30 @@ def lora_backend(input: Tensor, weight: Tensor) -> str:
 
 StageOps = tuple[Callable, Callable]
 
+STAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-def stage_ops(tensor: Tensor) -> StageOps | None:
-    """The ops that merge a whole stage and take its gradients back, each in one launch.
 
-    None where every layer does both for itself.
+def stage_ops(weight: Tensor, dtype: torch.dtype) -> StageOps | None:
+    """The ops that merge a whole stage into `dtype` and take its gradients back, each in one launch.
+
+    None if every layer does both for itself.
     """
     # With "aten" only the layers run through ATen, as on a GPU by default.
     interpreted = _forced in ("triton", "aten") and _INTERPRETED
-    if not (tensor.is_cuda or interpreted) or tensor.dtype == torch.float64:
+    if not (weight.is_cuda or interpreted) or not {weight.dtype, dtype} <= set(STAGE_DTYPES):
         return None
-    able = ("cuda", "triton") if tensor.is_cuda else ("triton",)
+    able = ("cuda", "triton") if weight.is_cuda else ("triton",)
     for name in (_forced,) if _forced in ("cuda", "triton") else able:
         if _missing_reason(name) is None:
             _load(name)
             ops = getattr(torch.ops, f"lorun_{name}")
             return ops.lora_merge_stage.default, ops.lora_merge_stage_backward.default
     return None
+
+
+def layers_merge_by_themselves() -> bool:
+    """Whether low-rank layers merge W in launches of their own; kernels for GPUs do so on the chip."""
+    return _forced not in ("cuda", "triton", "reference")
 
 
 def _measured_lora_backend(input: Tensor, weight: Tensor) -> str:
@@ -172,7 +180,7 @@ def _usable(device: str) -> list[tuple[str, float]]:
 
 
 # torch.compiler.assume_constant_result, which would import the whole compiler to set this.
-_usable._dynamo_marked_constant = True
+_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 if _forced is not None:
     _check_name("LORUN_BACKEND", _forced)

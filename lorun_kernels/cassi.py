@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from lorun_kernels import reference
+from lorun_kernels._cassi_arguments import accumulator, checked_bands, offsets_of, step_size, with_batch
 from lorun_kernels._cassi_vmap import register_vmap_rules
 from lorun_kernels._checks import check_tensors
 from lorun_kernels._extension import _C  # noqa: F401  (registers torch.ops.lorun)
@@ -44,7 +44,7 @@ def _step_fake(x, y, mask, scale, offsets, hqs, backend):
 
 @torch.library.register_fake("lorun::cassi_step_residual")
 def _step_residual_fake(x, y, mask, scale, offsets, hqs, backend):
-    return torch.empty_like(x), y.new_empty(y.shape, dtype=_accumulator(x.dtype))
+    return torch.empty_like(x), y.new_empty(y.shape, dtype=accumulator(x.dtype))
 
 
 @torch.library.register_fake("lorun::cassi_step_")
@@ -65,80 +65,6 @@ def _step_backward_fake(grad, residual, x, mask, scale, offsets, hqs, output_mas
 
 
 register_vmap_rules()
-
-MAX_BANDS = 256
-# As the kernels count: far beyond any sensor, far below what 32 bits hold.
-MAX_OFFSET = 2**30 - 1
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _offsets(op: str, step: reference.Step, bands: int) -> list[int]:
-    """The offset of each of `bands` bands."""
-    if not 1 <= bands <= MAX_BANDS:
-        raise ValueError(f"{op}: between 1 and {MAX_BANDS} bands are supported, got {bands}")
-    constant = type(step) is int
-    offsets = [step * band for band in range(bands)] if constant else _given_offsets(op, step)
-    if len(offsets) != bands:
-        raise ValueError(f"{op}: step must have one offset for each of the {bands} bands, got {len(offsets)}")
-    ends = (offsets[0], offsets[-1]) if constant else offsets
-    if min(ends) < 0 or max(ends) > MAX_OFFSET:
-        raise ValueError(
-            f"{op}: step must shift every band to the right, by at most {MAX_OFFSET} columns, got {step}"
-        )
-    return offsets
-
-
-def _given_offsets(op: str, step: reference.Step) -> list[int]:
-    if isinstance(step, Tensor):
-        if step.dim() != 1 or step.is_floating_point() or step.is_complex() or step.dtype == torch.bool:
-            raise ValueError(
-                f"{op}: step as a tensor must hold one integer offset for each band, "
-                f"got {step.dtype} of shape {list(step.shape)}"
-            )
-        return step.tolist()
-    if isinstance(step, list | tuple) and all(type(offset) is int for offset in step):
-        return list(step)
-    raise TypeError(
-        f"{op}: step must be an int, or one int for each band as a list, a tuple or a tensor, got {step!r}; "
-        "convert NumPy numbers with int() and arrays with .tolist()"
-    )
-
-
-def _bands(op: str, bands: int) -> int:
-    if type(bands) is not int or not 1 <= bands <= MAX_BANDS:
-        raise ValueError(f"{op}: bands must be an int between 1 and {MAX_BANDS}, got {bands!r}")
-    return bands
-
-
-def _cube(op: str, name: str, x: Tensor) -> Tensor:
-    """(B, C, H, W) from that or from (C, H, W)."""
-    if x.dim() not in (3, 4):
-        raise ValueError(f"{op}: {name} must be (B, C, H, W) or (C, H, W), got shape {list(x.shape)}")
-    return x if x.dim() == 4 else x.unsqueeze(0)
-
-
-def _scale(op: str, name: str, value: float | Tensor, x: Tensor, least: float) -> Tensor:
-    """rho or mu as the op takes it: () or (B,), in the type that sums are kept in."""
-    dtype = _accumulator(x.dtype)
-    if not isinstance(value, Tensor):
-        most = torch.finfo(dtype).max
-        if not isinstance(value, Real) or isinstance(value, bool) or not max(least, -most) <= value <= most:
-            raise ValueError(
-                f"{op}: {name} must be a finite number{' >= 0' if least == 0 else ''} or a tensor, "
-                f"got {value!r}"
-            )
-        return torch.full((), float(value), dtype=dtype, device=x.device)
-    if not value.is_floating_point():
-        raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}; convert it with .float()")
-    if value.dim() > 0 and value.numel() == 1:
-        value = value.reshape(())
-    elif value.dim() > 1 and value.numel() == value.shape[0]:
-        value = value.reshape(-1)
-    # Asked here, because .to(dtype) takes a microsecond to find that there is nothing to do.
-    return value if value.dtype == dtype else value.to(dtype)
 
 
 def cassi_forward(x: Tensor, mask: Tensor, step: reference.Step = 2) -> Tensor:
@@ -170,8 +96,8 @@ def cassi_forward(x: Tensor, mask: Tensor, step: reference.Step = 2) -> Tensor:
     """
     op = "cassi_forward"
     check_tensors(op, x=x, mask=mask)
-    cube = _cube(op, "x", x)
-    offsets = _offsets(op, step, cube.shape[1])
+    cube = with_batch(op, "x", x)
+    offsets = offsets_of(op, step, cube.shape[1])
     backend = cassi_backend(cube)
     if backend == "reference":
         torch.ops.lorun.cassi_check_forward(cube, mask, offsets)
@@ -215,7 +141,7 @@ def cassi_adjoint(
         raise ValueError(
             f"{op}: memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}"
         )
-    offsets = _offsets(op, step, _bands(op, bands))
+    offsets = offsets_of(op, step, checked_bands(op, bands))
     batch = y if y.dim() == 3 else y.unsqueeze(0)
     backend = cassi_backend(batch)
     if backend == "reference":
@@ -227,11 +153,11 @@ def cassi_adjoint(
 
 
 def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
-    """The diagonal of ``Phi Phi^T``, its only entries: the squared mask values that meet in a pixel.
+    """The diagonal of ``Phi Phi^T``, its only entries: the sum of the squared mask values in each pixel.
 
     Args:
         mask, step: as in :func:`cassi_forward`.
-        bands: the number of bands C, 1 to 256; the mask's own where it has bands.
+        bands: the number of bands C, 1 to 256; if the mask has bands, their number.
 
     Returns:
         ``(H, W')``, or ``(B, H, W')`` for a mask of each sample, in the dtype of `mask`.
@@ -247,7 +173,7 @@ def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
         )
     if not mask.is_floating_point():
         raise TypeError(f"{op}: mask must be floating point, got {mask.dtype}; convert it with .float()")
-    offsets = _offsets(op, step, _bands(op, bands))
+    offsets = offsets_of(op, step, checked_bands(op, bands))
     if mask.dim() > 2 and mask.shape[-3] != bands:
         raise ValueError(
             f"{op}: bands must be the mask's own, {mask.shape[-3]} for shape {list(mask.shape)}, got {bands}"
@@ -256,22 +182,33 @@ def cassi_gram(mask: Tensor, bands: int, step: reference.Step = 2) -> Tensor:
     return cassi_forward(cube, mask, offsets)
 
 
-def _step(op: str, names: tuple[str, str], x: Tensor, y: Tensor, mask: Tensor, scale, step, hqs: bool):
-    """The arguments of the op, in its order, and whether x has a batch."""
+def _step(
+    op: str,
+    names: tuple[str, str],
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor,
+    scale: float | Tensor,
+    step: reference.Step,
+    hqs: bool,
+) -> tuple:
+    """The arguments of the op, in its order."""
     cube_name, scale_name = names
     check_tensors(op, **{cube_name: x}, y=y, mask=mask)
-    cube = _cube(op, cube_name, x)
+    cube = with_batch(op, cube_name, x)
     if y.dim() != x.dim() - 1:
         raise ValueError(
             f"{op}: y must be {'(B, H, W' if x.dim() == 4 else '(H, W'}') for {cube_name} of shape "
             f"{list(x.shape)}, got shape {list(y.shape)}"
         )
     batch = y if x.dim() == 4 else y.unsqueeze(0)
-    per_sample = _scale(op, scale_name, scale, cube, 0 if hqs else -math.inf)
-    return cube, batch, mask, per_sample, _offsets(op, step, cube.shape[1]), hqs, cassi_backend(cube)
+    per_sample = step_size(op, scale_name, scale, cube, 0 if hqs else -math.inf)
+    return cube, batch, mask, per_sample, offsets_of(op, step, cube.shape[1]), hqs, cassi_backend(cube)
 
 
-def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2):
+def cassi_pgd_step(
+    x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2
+) -> Tensor:
     """The proximal-gradient data step ``x - rho * Phi^T (Phi x - y)``, in one read and one write of the cube.
 
     Equation 5 of arXiv 2602.18697; Phi is that of :func:`cassi_forward`.
@@ -289,17 +226,19 @@ def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step
     Raises:
         ValueError, TypeError: as for :func:`cassi_forward`.
 
-    Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient; a second-order
+    Differentiable once in every tensor, and twice in `x`, `y` and the incoming gradient. A second-order
     gradient in `mask` or `rho` is an error: a gradient penalty with a learned `rho` asks for the gradients
-    it needs with ``inputs=``. Autograd keeps the mask and, where `rho` or `mask` wants a
-    gradient, the measurement-sized residual; only a mask that wants one keeps `x`.
+    that it needs with ``inputs=``. Autograd keeps the mask and, if `rho` or `mask` wants a gradient, the
+    residual, which has the measurement's size; it keeps `x` only for a mask that wants one.
     """
     args = _step("cassi_pgd_step", ("x", "rho"), x, y, mask, rho, step, hqs=False)
-    out = _reference_step(*args[:-1]) if args[-1] == "reference" else _step_op(*args)
+    out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
     return out if x.dim() == 4 else out.squeeze(0)
 
 
-def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2):
+def cassi_hqs_step(
+    w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2
+) -> Tensor:
     """The half-quadratic data step ``(Phi^T Phi + mu I)^-1 (Phi^T y + mu w)``, in closed form and one pass.
 
     Equation 9 of arXiv 2602.18697. ``Phi Phi^T`` is diagonal, so by Woodbury the step is
@@ -321,24 +260,28 @@ def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step:
     Differentiable as :func:`cassi_pgd_step` is.
     """
     args = _step("cassi_hqs_step", ("w", "mu"), w, y, mask, mu, step, hqs=True)
-    out = _reference_step(*args[:-1]) if args[-1] == "reference" else _step_op(*args)
+    out = _reference_step(*args[:6]) if args[-1] == "reference" else _step_op(*args)
     return out if w.dim() == 4 else out.squeeze(0)
 
 
-def cassi_pgd_step_(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2):
-    """:func:`cassi_pgd_step` into `x` itself, and `x` back, for inference.
+def cassi_pgd_step_(
+    x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step: reference.Step = 2
+) -> Tensor:
+    """:func:`cassi_pgd_step` in place, for inference: `x` becomes the new estimate, and is returned.
 
     Raises:
         RuntimeError: autograd would record the call.
-        ValueError, TypeError: as for :func:`cassi_pgd_step`; also where `x` is expanded or shares memory with
+        ValueError, TypeError: as for :func:`cassi_pgd_step`, and if `x` is expanded or shares memory with
             another argument. Dtypes must agree inside ``torch.autocast`` too.
     """
     args = _step("cassi_pgd_step_", ("x", "rho"), x, y, mask, rho, step, hqs=False)
     return _in_place(x, args)
 
 
-def cassi_hqs_step_(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2):
-    """:func:`cassi_hqs_step` into `w` itself, and `w` back, as :func:`cassi_pgd_step_` does."""
+def cassi_hqs_step_(
+    w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: reference.Step = 2
+) -> Tensor:
+    """:func:`cassi_hqs_step` in place, with `w` for `x`, as :func:`cassi_pgd_step_` is; the same errors."""
     args = _step("cassi_hqs_step_", ("w", "mu"), w, y, mask, mu, step, hqs=True)
     return _in_place(w, args)
 
@@ -352,48 +295,20 @@ def _in_place(x: Tensor, args: tuple) -> Tensor:
         raise RuntimeError(
             f"{name}_: the in-place step is for inference; call it under torch.no_grad(), or use {name}"
         )
-    return x.copy_(_reference_step(*args[:-1], in_place=True).view_as(x))
+    *arguments, _ = args
+    return x.copy_(_reference_step(*arguments, in_place=True).view_as(x))
 
 
-def _reference_step(cube, y, mask, scale, offsets, hqs, in_place=False) -> Tensor:
+def _reference_step(
+    cube: Tensor,
+    y: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    offsets: list[int],
+    hqs: bool,
+    *,
+    in_place: bool = False,
+) -> Tensor:
     torch.ops.lorun.cassi_check_step(cube, y, mask, scale, offsets, hqs, in_place)
     step = reference.cassi_hqs_step if hqs else reference.cassi_pgd_step
     return step(cube, y, mask, scale, offsets)
-
-
-def shift(x: Tensor, step: reference.Step = 2) -> Tensor:
-    """Move every band to the right by its offset, into zeros: ``(..., C, H, W)`` to ``(..., C, H, W')``.
-
-    Args:
-        x: a cube or a mask of any dtype, with C >= 1 bands in the third dimension from the end.
-        step: as in :func:`cassi_forward`; ``W' = W + max(o_c)``.
-
-    Raises:
-        ValueError: fewer than three dimensions, or a step that does not fit.
-        TypeError: `x` is not a tensor, or step is neither an int nor integers.
-    """
-    return reference.shift(x, _stack_offsets("shift", "x", x, step))
-
-
-def unshift(y: Tensor, step: reference.Step = 2) -> Tensor:
-    """Undo :func:`shift`: ``(..., C, H, W')`` to ``(..., C, H, W)``, dropping what lies outside.
-
-    This brings a stored shifted mask to the unshifted coordinates that the other functions take.
-
-    Raises:
-        ValueError: fewer than three dimensions, a step that does not fit, or one that leaves no column.
-        TypeError: `y` is not a tensor, or step is neither an int nor integers.
-    """
-    offsets = _stack_offsets("unshift", "y", y, step)
-    if y.shape[-1] <= max(offsets):
-        raise ValueError(
-            f"unshift: y must be wider than the largest offset, {max(offsets)}, got shape {list(y.shape)}"
-        )
-    return reference.unshift(y, offsets)
-
-
-def _stack_offsets(op: str, name: str, stack: Tensor, step: reference.Step) -> list[int]:
-    check_tensors(op, **{name: stack})
-    if stack.dim() < 3 or stack.shape[-3] == 0:
-        raise ValueError(f"{op}: {name} must be (..., C, H, W) with C >= 1, got shape {list(stack.shape)}")
-    return _offsets(op, step, stack.shape[-3])

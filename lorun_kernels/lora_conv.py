@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ _aten_convolution_backward = torch.ops.aten.convolution_backward.default
 ACTIVATIONS = (None, "relu", "gelu", "leaky_relu")
 
 
-def _batched(image: Tensor | None) -> Tensor | None:
-    return image.unsqueeze(0) if image is not None and image.dim() == 3 else image
+def _batched(image: Tensor) -> Tensor:
+    return image.unsqueeze(0) if image.dim() == 3 else image
 
 
 @torch.library.register_fake("lorun::lora_conv2d")
@@ -79,8 +80,8 @@ def _lora_conv2d_backward_fake(
     backend="aten",
 ):
     need_input, need_weight, need_up, need_down, need_bias, need_input2 = output_mask
-    batch, batch2 = _batched(input), _batched(input2)
-    both = batch if input2 is None else torch.cat([batch, batch2], 1)
+    batch = _batched(input)
+    both = batch if input2 is None else torch.cat([batch, _batched(input2)], 1)
     grad_both, _, grad_bias = _aten_convolution_backward(
         _batched(grad),
         both,
@@ -117,7 +118,7 @@ def _lora_conv2d_vmap(info, in_dims, input, *args):
         return _lora_conv2d_loop(info, in_dims, input, *args)
     batch = input.movedim(in_dims[0], 0)
     if any(isinstance(arg, Tensor) for arg in args[10:]):
-        # A second input or a residual that the samples share has no batch of its own to fold into.
+        # A second input or a residual that the samples share has no batch dimension to fold into.
         return _lora_conv2d_loop(info, in_dims, input, *args)
     if batch.dim() == 4:
         return _op(batch, *args), 0
@@ -133,7 +134,7 @@ torch.library.register_vmap("lorun::lora_conv2d_backward", loop_rule(_backward_o
 def resolve_padding(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: str, dilation: Sequence[int]
 ) -> tuple[Tensor, list[int]]:
-    """What F.conv2d makes of padding="valid" and "same": an odd total pads one more at the end."""
+    """What F.conv2d makes of padding="valid" and "same"; of an odd total, the end gets one more."""
     if padding == "valid":
         return input, [0, 0]
     if padding != "same":
@@ -171,8 +172,8 @@ def lora_conv2d(
     """Convolve with ``W = weight + scaling * (lora_up @ lora_down).view_as(weight)``.
 
     Equation 4 of arXiv 2602.18697. W is merged for the call, in the layout that the convolution wants, and
-    not kept after it. Autograd keeps `input`, `weight`, `lora_up` and `lora_down` (references, no copies) and
-    computes only the gradients that are asked for. While ``lora_up`` is zero the result equals
+    is not kept after it. Autograd keeps `input`, `weight`, `lora_up` and `lora_down` (references, no copies)
+    and computes only the gradients that are asked for. While ``lora_up`` is zero the result equals
     ``F.conv2d(input, weight, ...)``, on CPU bit for bit.
 
     Args:
@@ -196,11 +197,11 @@ def lora_conv2d(
             smaller side of the factored matrix for ``"factored"``.
         TypeError: an argument that is not a tensor, or dtypes that differ outside ``torch.autocast``.
 
-    On a GPU the kernels of ``use_backend("cuda")`` or ``"triton"`` merge W on the chip or, where it does not
-    fit, into a scratch for the call, and d W of a frozen base is never formed in device memory (but of a
-    depthwise layer, whose adapter is no smaller than d W). float32 is exact there unless
+    On a GPU, the kernels of ``use_backend("cuda")`` or ``"triton"`` merge W on the chip or, if it does not
+    fit there, into a scratch for the call. They never form d W of a frozen base in device memory, except of a
+    depthwise layer, whose adapter is no smaller than d W. float32 is exact in them unless
     ``torch.backends.cuda.matmul.allow_tf32`` is set; ``torch.use_deterministic_algorithms`` makes the
-    gradients of the adapter the same bits on every run.
+    gradients of the adapter the same bits in every run.
 
     Under ``torch.autocast`` the input and the bias are converted as for ``F.conv2d``; W is merged in the
     parameters' own dtype and rounded once. ``torch.compile(fullgraph=True)``, ``torch.export`` and
@@ -212,13 +213,32 @@ def lora_conv2d(
     )
 
 
-def activation_name(activation: str | None) -> str:
-    """As the ops name it; refuses what they do not know."""
+def activation_name(owner: str, activation: str | None) -> str:
+    """The name that the ops have for an activation; refuses (ValueError) one that they do not know."""
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"lora_conv2d: activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}"
+            f"{owner}: activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}"
         )
     return activation or "none"
+
+
+def check_activation(owner: str, activation: str | None, negative_slope: float) -> None:
+    """Refuse an unknown activation (ValueError) or a slope that is not a number (TypeError)."""
+    activation_name(owner, activation)
+    if not isinstance(negative_slope, Real):
+        raise TypeError(f"{owner}: negative_slope must be a number, got {negative_slope!r}")
+
+
+def add_residual(output: Tensor, residual: Tensor | None) -> Tensor:
+    """output + residual, which must have the output's shape (ValueError)."""
+    if residual is None:
+        return output
+    if residual.shape != output.shape:
+        raise ValueError(
+            f"lora_conv2d: residual must have the output's shape, {list(output.shape)}, "
+            f"got {list(residual.shape)}"
+        )
+    return output + residual
 
 
 def lora_conv2d_act(
@@ -239,31 +259,31 @@ def lora_conv2d_act(
     residual: Tensor | None = None,
     input2: Tensor | None = None,
 ) -> Tensor:
-    """``activation(lora_conv2d(cat([input, input2], 1), ...)) + residual``, in one kernel where there is one.
+    """``activation(lora_conv2d(cat([input, input2], 1), ...)) + residual``, in one kernel if there is one.
 
-    The GPU kernels read the second input where it lies and apply bias, activation and residual before the
-    result is stored: each would otherwise be another pass over memory. Through ATen it is the same function
-    in several passes. Under ``torch.autocast`` `input2` and `residual` are converted as `input` is. Autograd
-    keeps what the activation was given, besides what :func:`lora_conv2d` keeps, and never the concatenation.
+    The GPU kernels read the second input in place, and apply bias, activation and residual before they store
+    the result: each of these would otherwise be another pass over memory. Through ATen it is the same
+    function in several passes. Under ``torch.autocast``, `input2` and `residual` are converted as `input` is.
+    Autograd keeps the activation's input besides what :func:`lora_conv2d` keeps, and never the concatenation.
 
     Args:
         input, weight, lora_up, lora_down, bias, stride, padding, dilation, groups, scaling, form: as in
             :func:`lora_conv2d`; the channels of `input` and `input2` together are Cin.
         activation: None, ``"relu"``, ``"gelu"`` (the exact one, ``F.gelu(x)``) or ``"leaky_relu"``.
-        negative_slope: of the leaky ReLU.
-        residual: in the shape, dtype and device of the result, or None.
-        input2: in the shape of `input` except in its channels, or None.
+        negative_slope: the slope of the leaky ReLU below zero, any number.
+        residual: a tensor of the shape, dtype and device of the result, or None.
+        input2: a tensor of the shape of `input`, except in its channels, or None.
 
     Returns:
         As :func:`lora_conv2d`.
 
     Raises:
-        ValueError, TypeError: as :func:`lora_conv2d`, and for what is said of these arguments above.
+        ValueError, TypeError: as for :func:`lora_conv2d`, and for an argument that is not as said above.
     """
     check_tensors("lora_conv2d", weight=weight, lora_up=lora_up, lora_down=lora_down)
     check_input("lora_conv2d", input, weight)
     check_images(residual=residual, input2=input2)
-    name = activation_name(activation)
+    name = activation_name("lora_conv2d", activation)
     stride = _pair("stride", stride, 1)
     dilation = _pair("dilation", dilation, 1)
     if isinstance(padding, str):
@@ -293,7 +313,7 @@ def resolve_padding_of_both(
     padding: str,
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor | None, list[int]]:
-    """`resolve_padding` for two inputs that count as one."""
+    """`resolve_padding` for two inputs that count as one image."""
     if input2 is not None:
         input2, _ = resolve_padding(input2, weight, stride, padding, dilation)
     input, pair = resolve_padding(input, weight, stride, padding, dilation)

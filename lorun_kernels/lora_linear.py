@@ -54,10 +54,10 @@ def lora_linear(
 ) -> Tensor:
     """Apply the linear layer ``W = weight + scaling * lora_up @ lora_down``.
 
-    The linear form of equation 4 of arXiv 2602.18697. W is merged for the call, not kept after it. Autograd
-    keeps `input`, `weight`, `lora_up` and `lora_down` (references, no copies) and computes only the gradients
-    that are asked for. While ``lora_up`` is zero the result equals ``F.linear(input, weight, bias)``, on CPU
-    bit for bit.
+    The linear form of equation 4 of arXiv 2602.18697. W is merged for the call and not kept after it.
+    Autograd keeps `input`, `weight`, `lora_up` and `lora_down` (references, no copies) and computes only the
+    gradients that are asked for. While ``lora_up`` is zero the result equals ``F.linear(input, weight,
+    bias)``, on CPU bit for bit.
 
     Args:
         input: ``(..., in)``; float64, float32, bfloat16 or float16, any values.

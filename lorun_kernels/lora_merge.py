@@ -39,7 +39,7 @@ def merge_lora(
 ) -> Tensor:
     """Return ``W = weight + scaling * (lora_up @ lora_down).view_as(weight)``, for export.
 
-    Equation 4 of arXiv 2602.18697. A plain convolution or linear layer that holds W computes what
+    Equation 4 of arXiv 2602.18697. A plain convolution or linear layer with the weight W computes what
     :func:`lorun_kernels.lora_conv2d` or :func:`lorun_kernels.lora_linear` computes from the parts.
 
     Args:

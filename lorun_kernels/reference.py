@@ -1,12 +1,13 @@
 """Every op in plain PyTorch: the definition that the backends are tested against.
 
-Shapes and meanings are those of the public functions of the same name; nothing is checked here, and
-autograd differentiates these as often as it likes.
+Shapes and meanings are those of the public functions of the same names. Nothing is checked here, and autograd
+differentiates these functions any number of times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ def merge_lora(
     weight: Tensor, lora_up: Tensor, lora_down: Tensor, scaling: float = 1.0, form: str = "reshape"
 ) -> Tensor:
     """W = W0 + scaling * (up @ down).view_as(W0): Eq. 4, and the same line in the factored form."""
-    del form  # it fixes the shapes of up and down, and they decide the rest
+    del form  # it decides the shapes of up and down, and these decide the rest
     return weight + scaling * (lora_up @ lora_down).view(weight.shape)
 
 
@@ -45,12 +46,12 @@ def activate(z: Tensor, activation: str | None, negative_slope: float = 0.01) ->
         return z
     if activation == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
-    return {"relu": F.relu, "gelu": F.gelu}[activation](z)
+    return F.gelu(z) if activation == "gelu" else F.relu(z)
 
 
 def lora_conv2d_act(
     input: Tensor,
-    *args,
+    *args: Any,
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
@@ -73,14 +74,14 @@ def lora_linear(
 
 
 def band_offsets(step: Step, bands: int) -> list[int]:
-    """By how many columns each band is shifted to the right."""
+    """The number of columns by which each band is shifted to the right."""
     if isinstance(step, int):
         return [step * band for band in range(bands)]
     return step.tolist() if isinstance(step, Tensor) else list(step)
 
 
 def _columns(offsets: Sequence[int], width: int, device: torch.device) -> Tensor:
-    """The measured column of every pixel of a band: (C, 1, W)."""
+    """The column of the measurement in which each pixel of a band is: (C, 1, W)."""
     starts = torch.tensor(offsets, device=device)
     return starts[:, None, None] + torch.arange(width, device=device)
 
@@ -128,7 +129,7 @@ def cassi_pgd_step(x: Tensor, y: Tensor, mask: Tensor, rho: float | Tensor, step
 def cassi_hqs_step(w: Tensor, y: Tensor, mask: Tensor, mu: float | Tensor, step: Step = 2) -> Tensor:
     """Eq. 9: (Phi^T Phi + mu I)^-1 (Phi^T y + mu w) = w + Phi^T (Phi Phi^T + mu I)^-1 (y - Phi w).
 
-    A measured pixel that no open mask element reaches says nothing: it is left out.
+    A measured pixel that no open mask element reaches says nothing, and is left out.
     """
     gram = cassi_gram(mask, w.shape[-3], step)
     measured = gram > 0

@@ -1,4 +1,4 @@
-"""The data steps of block compressive sensing against the field's forms of them and linear algebra."""
+"""The data steps of block compressive sensing, against the field's forms of them and linear algebra."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.case import OURS, Candidate, Case, Work
+from benchmarks.harness.case import OURS, Candidate, Case, Work
 from benchmarks.peers import block_cs as peers
 from lorun.physics import BlockCS
 
@@ -40,7 +40,7 @@ def data_step(
     case = Case(
         f"{batch}x1x{size}x{size}",
         images=batch,
-        # Phi x and Phi^T of the residual: a row of Phi meets every pixel twice.
+        # Phi x, then Phi^T of the residual: each row of Phi meets every pixel twice.
         work=Work(2 * x.nbytes + y.nbytes + physics.phi.nbytes, flops=4 * rows * x.numel()),
         tolerance=TOLERANCES[algorithm],
     )

@@ -1,4 +1,4 @@
-"""The CASSI operators and data steps, against the field's code and against only moving the cube."""
+"""The CASSI operators and data steps, against the field's code and against merely moving the cube."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import lorun_kernels as lk
-from benchmarks.case import OURS, REFERENCE, Call, Candidate, Case, Work
 from benchmarks.cases.backends import on_backend
 from benchmarks.cases.inputs import input_sets
+from benchmarks.harness.case import OURS, REFERENCE, Call, Candidate, Case, Work
 from benchmarks.peers import cassi_rolls as field
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -26,14 +26,14 @@ BACKENDS = {
 
 @dataclass(frozen=True)
 class DataStep:
-    """One of the two: f(x, y, mask, rho or mu)."""
+    """One of the two data steps: call(x, y, mask, rho or mu)."""
 
     call: Callable[..., Tensor]
     in_place: Callable[..., Tensor]
     hqs: bool
 
     def scale(self, bands: int, device: str) -> Tensor:
-        """mu, or a rho below 2 over the norm of Phi Phi^T: in place, one step after another must converge."""
+        """mu, or a rho below 2 over the norm of Phi Phi^T, so that repeated steps in place converge."""
         return torch.tensor(0.5 if self.hqs else 1 / bands, device=device)
 
 
@@ -45,7 +45,7 @@ class Scene:
     """Cubes, measurements and a mask.
 
     Args:
-        size: rows of the cubes, and columns too unless `width` says how many.
+        size: rows of the cubes, and also columns unless `width` is given.
         dtype: "float32" or "bfloat16".
         layout: of the cubes, "NCHW" or "NHWC".
     """
@@ -77,16 +77,16 @@ class Scene:
         return [self.random(*self.shape).contiguous(memory_format=layout) for _ in range(self.sets)]
 
     def padded(self) -> list[Tensor]:
-        """The cubes as the field keeps them, for one candidate: rolls are in place."""
+        """The cubes as the field keeps them, for one candidate only, since rolls work in place."""
         return [field.pad(cube.detach()) for cube in self.cubes]
 
     @property
     def nchw(self) -> bool:
-        """The layout that the field has."""
+        """Whether the layout is the one that the field uses."""
         return self.layout == "NCHW"
 
     def case(self, cubes: int, flops: int, grad: bool = False) -> Case:
-        """A case without candidates, whose work moves so many cubes and has so many operations a voxel."""
+        """A case without candidates; its work moves `cubes` cubes and takes `flops` operations per voxel."""
         one = self.cubes[0]
         small = self.measured[0].nbytes + self.mask.nbytes
         return Case(
@@ -147,7 +147,7 @@ def adjoint(device: str, compiled: bool = True, **inputs) -> Case:
 
 
 def data_step(step: DataStep, device: str, compiled: bool = True, **inputs) -> Case:
-    """A step in every form that we have, and every way of the field. `inputs` are those of `Scene`."""
+    """A step in every form that we have and in every way of the field. `inputs` are those of `Scene`."""
     scene = Scene(device, **inputs)
     case = _against_rolls_and_a_copy(step, scene)
     _add_forms(case, step, scene)
@@ -174,7 +174,7 @@ def over_batch(device: str, batch: int, size: int = 64, bands: int = 28) -> Case
 
 
 def _against_rolls_and_a_copy(step: DataStep, scene: Scene) -> Case:
-    # A multiplication and an addition of each voxel into the measurement, and the same back.
+    # Each voxel is multiplied and added into the measurement, and the same on the way back.
     case = scene.case(cubes=2, flops=4)
     scale = step.scale(scene.bands, scene.device)
     _add_ours(case, scene.device, lambda i: step.call(scene.cubes[i], scene.measured[i], scene.mask, scale))
@@ -185,9 +185,9 @@ def _against_rolls_and_a_copy(step: DataStep, scene: Scene) -> Case:
 
 
 def _rolls(step: DataStep, scene: Scene, compiled: bool = False) -> Candidate:
-    """The field's step. In place it is right on a first call, the one that is checked, and as long on others.
+    """The field's step, in place: right on the first call, which is checked, and equally long on later ones.
 
-    A later call finds its cube shifted by the one before, in a circle: no value is lost or changed.
+    A later call finds its cube shifted by the one before, cyclically: no value is lost or changed.
     """
     peer, padded = field.RollStep(scene.mask, scene.bands, step.hqs), scene.padded()
     scale = step.scale(scene.bands, scene.device)
@@ -196,14 +196,14 @@ def _rolls(step: DataStep, scene: Scene, compiled: bool = False) -> Candidate:
 
 
 def _add_ours(case: Case, device: str, call: Call, make: Callable[..., Candidate] = Candidate) -> None:
-    """Ours as it comes, and on every backend of the device."""
+    """Ours by default, and on every backend of the device."""
     case.candidates[OURS] = make(call, ours=True)
     for name, backend in BACKENDS[device].items():
         case.add(name, lambda backend=backend: make(on_backend(backend, call), ours=True))
 
 
 def _add_forms(case: Case, step: DataStep, scene: Scene) -> None:
-    """Ours in other forms, which compute the same."""
+    """Ours in other forms, which compute the same thing."""
     measured, mask, scale = scene.measured, scene.mask, step.scale(scene.bands, scene.device)
     changed = [cube.clone() for cube in scene.cubes]
     mask_3d = mask.expand(scene.bands, *mask.shape).contiguous()
@@ -226,7 +226,7 @@ def training_step(
     """A step and the gradients of the cube and of rho or mu. `inputs` are those of `Scene`.
 
     Args:
-        backward_only: only the gradients are timed, of a graph that is kept.
+        backward_only: whether only the gradients are timed, on a graph that is kept.
     """
     scene = Scene(device, **inputs)
     passes = 1 if backward_only else 2
@@ -253,11 +253,11 @@ def training_step(
 
 @dataclass(frozen=True)
 class Gradients:
-    """Makes candidates of steps: their gradients in the cube and in rho or mu.
+    """Makes candidates out of steps: their gradients with respect to the cube and to rho or mu.
 
     Args:
-        cubes: what the steps start from.
-        grads: of the steps' results.
+        cubes: the inputs of the steps.
+        grads: the gradients of the steps' results.
         width: columns of the cubes that count.
         backward_only: as for `training_step`.
     """
@@ -269,7 +269,7 @@ class Gradients:
     backward_only: bool
 
     def padded(self) -> Gradients:
-        """The same for the field's cubes."""
+        """The same for the padded cubes of the field."""
         cubes = [field.pad(cube.detach()).requires_grad_() for cube in self.cubes]
         return replace(self, cubes=cubes, grads=[field.pad(grad) for grad in self.grads])
 
@@ -286,7 +286,7 @@ class Gradients:
         return Candidate(call, forward=forward, ours=ours)
 
     def floor(self) -> Candidate:
-        """A copy for each pass."""
+        """One copy for each pass."""
         copied = [self.grads] if self.backward_only else [self.cubes, self.grads]
         return Candidate(
             lambda i: [one[i].detach().clone() for one in copied], unlike="only copies: the floor"

@@ -1,11 +1,11 @@
-"""The CASSI operators and data steps one column a band, as deepinv has them."""
+"""The CASSI operators and data steps with one column between bands, as deepinv has them."""
 
 from __future__ import annotations
 
 import torch
 
 import lorun_kernels as lk
-from benchmarks.case import OURS, Call, Candidate, Case
+from benchmarks.harness.case import OURS, Call, Candidate, Case
 from benchmarks.peers.deepinv_cassi import STEP, DeepinvCASSI
 
 MU = 0.5
@@ -14,7 +14,7 @@ TOLERANCE = 1e-3
 
 
 def operation(name: str, device: str, height: int, width: int, batch: int = 1, bands: int = 28) -> Case:
-    """One of "forward", "adjoint", "pgd" and "hqs", where deepinv is right: see `DeepinvCASSI`'s file."""
+    """One of "forward", "adjoint", "pgd" and "hqs", in a size for which deepinv is right (see the peer)."""
     x = torch.rand(batch, bands, height, width, device=device)
     y = torch.rand(batch, height, width + STEP * (bands - 1), device=device)
     mask, rho = torch.rand(height, width, device=device), 1 / bands

@@ -1,17 +1,16 @@
-"""Layers with a low-rank adapter, ours and the peers', with the same values on the same inputs."""
+"""Layers with a low-rank adapter, ours and the peers', with the same values and on the same inputs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import lorun_kernels as lk
-from benchmarks.case import OURS, REFERENCE, Call, Candidate, Case, Work
-from benchmarks.cases.backends import on_backend
+from benchmarks.cases.backends import add_on_backends, on_backend
 from benchmarks.cases.inputs import input_sets
+from benchmarks.harness.case import OURS, REFERENCE, Candidate, Case, Work
 from benchmarks.peers import adapters
 from benchmarks.peers.adapters import Adapted, Twin
 
@@ -36,7 +35,7 @@ def convolution(
     grad: bool = False,
     compiled: bool = True,
 ) -> Case:
-    """A convolution of the U-Nets, with a bias only."""
+    """A convolution of the U-Nets, with only a bias after it."""
     trial = Trial.of_convolution(device, in_channels, out_channels, size, kernel, batch, grad)
     trial.add_factored()
     return _complete(trial, compiled)
@@ -45,7 +44,7 @@ def convolution(
 def linear(
     device: str, in_features: int, out_features: int, tokens: int, grad: bool = False, compiled: bool = True
 ) -> Case:
-    """A linear layer on the tokens, or pixels, of one image: in the transformer a 1x1 convolution."""
+    """A linear layer on the tokens, or pixels, of one image; in the transformer it is a 1x1 convolution."""
     title = f"{tokens} x {in_features}->{out_features}"
     trial = Trial(title, nn.Linear(in_features, out_features), (tokens, in_features), device, grad)
     return _complete(trial, compiled)
@@ -75,13 +74,13 @@ def _complete(trial: Trial, compiled: bool) -> Case:
 
 
 class Trial:
-    """A case that starts with ours: a layer, adapted as if trained, and the inputs that all candidates share.
+    """A case that begins with ours: a layer, adapted as if trained, and inputs that all candidates share.
 
     Args:
         base: the layer that is adapted.
-        shape: of an input.
-        grad: a call is a training step, up to the gradients of the input and of the factors.
-        images: in an input.
+        shape: of one input.
+        grad: whether a call is a training step, which ends in the gradients of the input and of the factors.
+        images: how many one input holds.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Trial:
     ) -> None:
         self.base = base.to(device, DTYPES[device], memory_format=torch.channels_last)
         self.layer = _trained(_adapted(self.base))
-        # peft's function; a linear layer has one form only.
+        # The function that peft computes; a linear layer has only one form.
         linear = isinstance(base, nn.Linear)
         self.factored = self.layer if linear else _trained(_adapted(self.base, form="factored"))
         first = self._random(shape)
@@ -130,31 +129,30 @@ class Trial:
         return cls(title, base, (batch, in_channels, size, size), device, grad, images=batch)
 
     def add_factored(self) -> None:
-        """The adapter's other form, another function: checked against the reference."""
+        """The adapter's other form, which is another function: it is checked against the reference."""
         ours = self._candidate(_twin(self.factored), ours=True)
         self.case.candidates[FACTORED] = replace(ours, expected=on_backend("reference", ours.call))
 
     def add_backends(self) -> None:
-        """Ours on every backend that the device has."""
-        for name, backend in BACKENDS[self.base.weight.device.type].items():
-            self.case.add(name, partial(_on, backend, self.case.candidates[OURS]))
+        """Ours on every backend of the device."""
+        add_on_backends(self.case, BACKENDS[self.base.weight.device.type])
 
     def add_peers(self) -> None:
-        """The layer without an adapter, and with one by the libraries, their factors apart as in training."""
+        """The layer without an adapter, and by the libraries with factors that stay apart as in training."""
         self.case.add("plain frozen", self._plain)
         self.case.add("loralib", lambda: self._candidate(adapters.loralib(self.layer)))
         self.case.add("peft", self._peft)
 
     def add_merged_and_compiled(self, compiled: bool) -> None:
         """What a user could do instead: merge for inference, as loralib's eval() does, or compile loralib."""
-        if not self.case.grad:  # its factors could not be trained
+        if not self.case.grad:  # merged factors cannot be trained
             self.case.add(MERGED, lambda: self._candidate(adapters.merged(self.layer, self.base)))
         if compiled:
             twin = adapters.compiled_loralib
             self.case.add("loralib, compiled", lambda: self._candidate(twin(self.layer)))
 
     def _plain(self) -> Candidate:
-        # An adapter that is not trained yet adds nothing.
+        # An adapter that is not trained yet adds zero.
         expected = self._candidate(Twin(_adapted(self.base))).call
         return self._candidate(Twin(self.base), expected=expected)
 
@@ -163,7 +161,7 @@ class Trial:
         ours = self._candidate(_twin(self.factored)).call
 
         def shaped_gradients(i: int) -> list[Tensor]:
-            """Ours; peft's factors are convolutions of their own."""
+            """Ours, in the shapes of peft's factors, which are convolutions of their own."""
             return [
                 mine.view_as(its) for mine, its in zip(ours(i), [self.inputs[i], *twin.factors], strict=True)
             ]
@@ -173,7 +171,7 @@ class Trial:
         return self._candidate(twin, expected=expected, against=against)
 
     def _candidate(self, twin: Twin, **fields) -> Candidate:
-        """A layer's pass or, in training, step, where only the input and the factors have gradients."""
+        """A layer's pass or, in training, a step in which only the input and the factors have gradients."""
 
         def forward(i: int) -> Tensor:
             return twin.module(self.inputs[i])
@@ -191,10 +189,10 @@ class Trial:
 
 
 def work(layer: Adapted, input: Tensor, result: Tensor, grad: bool) -> Work:
-    """Of a pass and, with `grad`, of the gradients of the input and of the factors.
+    """The work of a pass and, with `grad`, of the gradients of the input and of the factors.
 
-    Backward is two more products of the result's size, and two of the factors'; it reads the gradient of the
-    result and writes those of the input and of the factors.
+    Backward takes two more products as large as that of the pass, and two as large as that of the factors; it
+    reads the gradient of the result and writes those of the input and of the factors.
     """
     factors = layer.lora_up.nbytes + layer.lora_down.nbytes
     images = input.nbytes + result.nbytes
@@ -206,22 +204,17 @@ def work(layer: Adapted, input: Tensor, result: Tensor, grad: bool) -> Work:
 
 
 def _adapted(base: nn.Module, **form: str) -> Adapted:
-    """`base` with an adapter of Eq. 12 that adds nothing yet."""
+    """`base` with an adapter of the rank of Eq. 12 that adds zero for now."""
     if isinstance(base, nn.Linear):
         return lk.FusedLoRALinear.from_linear(base)
     return lk.FusedLoRAConv2d.from_conv(base, **form)
 
 
 def _trained(layer: Adapted) -> Adapted:
-    """With an adapter nearly as large as the weight, so that no candidate can lose it unseen."""
+    """With an adapter nearly as large as the weight, so that a candidate that loses it is noticed."""
     nn.init.normal_(layer.lora_up, std=0.1)
     return layer
 
 
 def _twin(layer: Adapted) -> Twin:
     return Twin(layer, (layer.lora_up, layer.lora_down))
-
-
-def _on(backend: str, ours: Candidate) -> Candidate:
-    forward: Call | None = ours.forward and on_backend(backend, ours.forward)
-    return replace(ours, call=on_backend(backend, ours.call), forward=forward)

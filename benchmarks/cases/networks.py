@@ -1,4 +1,4 @@
-"""Whole networks: LoRun-K, its weight-shared base, as many denoisers as stages, and the field's style."""
+"""Whole networks: LoRun-K, its weight-shared base, one with K denoisers, and one in the field's style."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 
 from torch import Tensor, nn
 
-from benchmarks.case import OURS, Call, Candidate, Case, Work
 from benchmarks.cases.tasks import (
     FIELD,
     TOLERANCES,
@@ -16,6 +15,7 @@ from benchmarks.cases.tasks import (
     networks_of,
     numbered,
 )
+from benchmarks.harness.case import OURS, Call, Candidate, Case, Work
 from lorun.report import count_flops
 from lorun.unfolding import UnfoldingNetwork
 
@@ -29,10 +29,10 @@ def network(
     stages: int = 9,
     batch: int = 1,
     width: int = 28,
-    bands: int = 28,
+    bands: int | None = None,
     compiled: bool = True,
 ) -> Case:
-    """Restoring `batch` images. Block-K is LoRun-K with its adapters merged, so its result is checked too."""
+    """Restore `batch` images. Block-K is LoRun-K with its adapters merged, so its result is checked too."""
     made = networks_of(task, device, size, batch, stages, width, bands)
     lorun = made.forms[OURS]
     case = Case(
@@ -56,7 +56,7 @@ def _candidate(form: str, net: nn.Module, y: Tensor) -> Candidate:
 
 
 def _compiled(net: nn.Module) -> nn.Module:
-    """A copy with compiled denoisers; those of all stages share one graph, which takes their weights."""
+    """A copy with compiled denoisers; all stages share one graph, which takes their weights as inputs."""
     net = copy.deepcopy(net)
     for denoiser in net.denoisers:
         denoiser.compile(fullgraph=True)
@@ -64,7 +64,7 @@ def _compiled(net: nn.Module) -> nn.Module:
 
 
 def _parts(lorun: UnfoldingNetwork, y: Tensor) -> dict[str, Call]:
-    """What is no denoiser."""
+    """Everything but the denoisers."""
     x = lorun.physics.start(y).detach()
     step = getattr(lorun.physics, f"{lorun.algorithm}_step")
     return {
@@ -74,7 +74,7 @@ def _parts(lorun: UnfoldingNetwork, y: Tensor) -> dict[str, Call]:
 
 
 def _work(lorun: UnfoldingNetwork, made: Networks) -> Work:
-    """Convolutions and matrix products; measurements, weights and images once."""
+    """Operations of convolutions and matrix products; bytes of measurements, weights and images."""
     batch, _, *size = made.x.shape
     return Work(
         bytes=made.x.nbytes + made.y.nbytes + denoiser_bytes(lorun),

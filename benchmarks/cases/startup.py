@@ -1,4 +1,4 @@
-"""What an import costs, in a fresh process each time."""
+"""What an import costs, each time in a fresh process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.case import OURS, Candidate, Case
+from benchmarks.harness.case import OURS, Candidate, Case
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ def imports(
     parts: Sequence[str] = ("lorun_kernels", "torch"),
     packages: Sequence[str] = (),
 ) -> Case:
-    """Importing `ours` against `parts` that it imports too, and against peers from PyPI."""
+    """Import `ours`, against `parts` that it imports itself and against peers from PyPI."""
     codes = {OURS: f"import {ours}", "python alone": "pass"}
     codes |= {f"import {name}": f"import {name}" for name in parts}
     codes |= {f"import {name}": _import_of_peer(name) for name in packages}
@@ -36,7 +36,7 @@ def run(code: str) -> None:
     """Run code in a fresh process.
 
     Raises:
-        ImportError: where it fails, with the last line of what it says.
+        ImportError: if it fails, with the last line of its message.
     """
     # -P: the source folder must not hide what is installed.
     command = [sys.executable, "-P", "-c", code]

@@ -13,15 +13,14 @@ from multiprocessing.context import SpawnProcess
 import torch
 from torch import Tensor
 
-from benchmarks.case import OURS, Candidate, Case
 from benchmarks.cases.tasks import FIELD, networks_of
+from benchmarks.harness.case import OURS, Candidate, Case
 
 
 def threads(device: str, task: str, size: int, most: int = 8, batch: int = 1, **arguments) -> Case:
-    """Restoring in one thread, and in as many as there are cores, up to `most`: each in its own process.
+    """Restore in one thread, and in as many as there are cores, up to `most`: each in its own process.
 
-    A process that changes its number of threads is no longer what it was: torch 2.13 then solves batches of
-    linear systems wrongly.
+    A process must not change its number of threads: torch 2.13 then solves batches of linear systems wrongly.
     """
     counts = _counts(most)
     arguments = {"task": task, "device": device, "size": size, "batch": batch, **arguments}
@@ -37,7 +36,7 @@ def threads(device: str, task: str, size: int, most: int = 8, batch: int = 1, **
 
 
 def processes(device: str, task: str, size: int, most: int = 8, batch: int = 1, **arguments) -> Case:
-    """The same in processes of one thread, all of them with as many images."""
+    """The same in several processes of one thread, each with the same number of images."""
     counts = _counts(most)
     workers = Workers(counts[0], {"task": task, "device": device, "size": size, "batch": batch, **arguments})
 
@@ -53,14 +52,14 @@ def processes(device: str, task: str, size: int, most: int = 8, batch: int = 1, 
 
 
 def _counts(most: int) -> list[int]:
-    """As many as there are cores, then 1 where that is another number."""
+    """The number of cores, up to `most`, and then 1 if that is not the same."""
     return sorted({min(most, os.cpu_count() or 1), 1}, reverse=True)
 
 
 def _with_candidates(
     case: Case, unit: str, counts: list[int], candidate: Callable[[str, int], Candidate]
 ) -> Case:
-    """Ours and the field's style at every count; what has no number has the largest."""
+    """Ours and the field's style at every count; a name without a number has the largest count."""
     for count in counts:
         suffix = "" if count == counts[0] else f", {count} {unit}"
         case.candidates[OURS + suffix] = replace(candidate(OURS, count), ours=True)
@@ -69,7 +68,7 @@ def _with_candidates(
 
 
 class Workers:
-    """Processes that hold the same networks; they end with this object, or with its process.
+    """Processes that hold the same networks; they end with this object or with its process.
 
     Args:
         count: how many.
@@ -78,7 +77,7 @@ class Workers:
     """
 
     def __init__(self, count: int, arguments: dict[str, object], threads: int = 1) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half
+        context = multiprocessing.get_context("spawn")  # a forked process would not have torch's threads
         self.pipes: list[Connection] = []
         self.processes: list[SpawnProcess] = []
         for _ in range(count):
@@ -87,7 +86,7 @@ class Workers:
                 target=_restore_on_demand, args=(other, arguments, threads), daemon=True
             )
             process.start()
-            other.close()  # so that the worker's own is the last, and its end is seen here
+            other.close()  # so that only the worker holds it, and its end is noticed here
             self.pipes.append(pipe)
             self.processes.append(process)
         self.close = weakref.finalize(self, _close, self.pipes, self.processes)
@@ -107,7 +106,7 @@ def _close(pipes: list[Connection], processes: list[SpawnProcess]) -> None:
 
 
 def _restore_on_demand(pipe: Connection, arguments: dict[str, object], threads: int) -> None:
-    """Answer the name of a form with what it restores, until the other end is closed or gone."""
+    """Answer each name of a form with what that form restores, until the other end is closed or gone."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)  # every worker makes the same networks
     made = networks_of(**arguments)

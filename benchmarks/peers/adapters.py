@@ -1,4 +1,4 @@
-"""What else computes one of our adapted layers: the merged weight, loralib, peft."""
+"""Other ways to compute one of our adapted layers: the merged weight, loralib, peft."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Adapted = FusedLoRAConv2d | FusedLoRALinear
 
 @dataclass(frozen=True)
 class Twin:
-    """A layer with the values of one of ours, and what is trained of it: up and down, in this order."""
+    """A layer with the values of one of ours, and its trained factors: up and down, in this order."""
 
     module: nn.Module
     factors: tuple[nn.Parameter, ...] = ()
 
 
 def merged(layer: Adapted, base: nn.Module) -> Twin:
-    """The plain layer on the merged weight: as loralib's after eval() and peft's after merge()."""
+    """The plain layer on the merged weight, as loralib has it after eval() and peft after merge()."""
     plain = copy.deepcopy(base)
     with torch.no_grad():
         plain.weight.copy_(layer.merged_weight())
@@ -33,7 +33,7 @@ def merged(layer: Adapted, base: nn.Module) -> Twin:
 def loralib(layer: Adapted) -> Twin:
     """loralib's layer, the same function: its B is `lora_up` and its A is `lora_down`.
 
-    It stays in train(): its factors are apart, which eval() would merge.
+    It stays in train(), where its factors are apart; eval() would merge them.
     """
     library, scaling_of_one = package("loralib"), {"r": layer.rank, "lora_alpha": layer.rank}
     if isinstance(layer, nn.Conv2d):
@@ -56,7 +56,7 @@ def compiled_loralib(layer: Adapted) -> Twin:
 
 
 def peft(layer: Adapted, base: nn.Module) -> Twin:
-    """peft's layer, which applies one factor after the other: a convolution is ours in the factored form."""
+    """peft's layer, which applies one factor after the other: for a convolution this is our factored form."""
     library = package("peft")
     config = library.LoraConfig(r=layer.rank, lora_alpha=layer.rank, target_modules=["0"])
     twin = _like(layer, library.inject_adapter_in_model(config, nn.Sequential(copy.deepcopy(base)))[0])
@@ -68,5 +68,5 @@ def peft(layer: Adapted, base: nn.Module) -> Twin:
 
 
 def _like(layer: Adapted, twin: nn.Module) -> nn.Module:
-    """On our layer's device, in its dtype and in the layout of its weight."""
+    """Move to our layer's device, dtype and weight layout."""
     return twin.to(layer.weight.device, layer.weight.dtype, memory_format=torch.channels_last)

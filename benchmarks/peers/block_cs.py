@@ -1,7 +1,7 @@
 """The data steps of block compressive sensing: as published code writes them, and by linear algebra.
 
-A peer is made for a camera, a measurement and a scale, rho or mu: what does not depend on x is there before a
-step. Images are whole blocks.
+A peer is made for given physics, a measurement and a scale (rho or mu), so that whatever does not depend on x
+is computed before the step. Images consist of whole blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lorun.physics import BlockCS
 
 
 class Convolutions:
-    """The step of `BlockConvolutions`, by itself."""
+    """The step of `BlockConvolutions` alone."""
 
     def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
         _, self.step = BlockConvolutions(physics, "pgd").begin(y)
@@ -26,7 +26,7 @@ class Convolutions:
 
 
 class Rows:
-    """Blocks as the rows of a matrix, for each step: a network on whole images has them between steps."""
+    """Blocks become the rows of a matrix in each step: a network has whole images between its steps."""
 
     def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
         self.phi, self.block, self.scale = physics.phi, physics.block, scale
@@ -37,7 +37,7 @@ class Rows:
         return self._image(rows - self.scale * ((rows @ self.phi.t() - self.y) @ self.phi), x)
 
     def _rows(self, x: Tensor) -> Tensor:
-        """In one copy: a pixel unshuffle, which puts pixels before blocks, takes several times as long."""
+        """One copy: a pixel unshuffle, which puts pixels before blocks, takes several times as long."""
         blocks = x.unflatten(3, (-1, self.block)).unflatten(2, (-1, self.block)).transpose(3, 4)
         return blocks.reshape(-1, self.block**2)
 
@@ -47,7 +47,7 @@ class Rows:
 
 
 class Gram(Rows):
-    """With Phi^T Phi and Phi^T y formed once, as in ISTA-Net (jianzhangcs/ISTA-Net-PyTorch)."""
+    """Phi^T Phi and Phi^T y are formed once, as in ISTA-Net (jianzhangcs/ISTA-Net-PyTorch)."""
 
     def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
         super().__init__(physics, y, scale)
@@ -64,7 +64,7 @@ class Gram(Rows):
 
 
 class Inverse(Gram):
-    """With the inverse of the normal equations formed once."""
+    """The inverse of the normal equations is formed once."""
 
     def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
         super().__init__(physics, y, scale)
@@ -75,10 +75,10 @@ class Inverse(Gram):
 
 
 class Deepinv(Rows):
-    """deepinv's `CompressedSensing` of a block, on a batch of blocks.
+    """deepinv's `CompressedSensing` of one block, on a batch of blocks.
 
     Raises:
-        ImportError: deepinv cannot be imported.
+        ImportError: if deepinv cannot be imported.
     """
 
     def __init__(self, physics: BlockCS, y: Tensor, scale: Tensor) -> None:
@@ -93,7 +93,7 @@ class Deepinv(Rows):
         return self._image((blocks - self.scale * step).flatten(1), x)
 
     def hqs_step(self, w: Tensor) -> Tensor:
-        """By `prox_l2` as it comes, conjugate gradients."""
+        """By `prox_l2` with its defaults, which are conjugate gradients."""
         return self._image(self.physics.prox_l2(self._blocks(w), self.y, 1 / self.scale).flatten(1), w)
 
     def _blocks(self, x: Tensor) -> Tensor:

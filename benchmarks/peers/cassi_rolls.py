@@ -1,7 +1,7 @@
-"""What CASSI code in the field does: per-band loops of slices, and data steps of per-band rolls.
+"""What CASSI code in the field does: loops of slices over the bands, and data steps of per-band rolls.
 
-Written after the published PyTorch code of the field (TSA-Net, MST, DAUHST): cubes are kept with the columns
-that shifting needs, W + step * (C - 1) of them, beside a shifted 3-D mask.
+Written after the published PyTorch code of the field (TSA-Net, MST, DAUHST): cubes keep the columns that
+shifting needs, W + step * (C - 1) of them, and the mask is a shifted 3-D one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def loop_adjoint(y: Tensor, mask: Tensor, bands: int) -> Tensor:
 
 
 def view_adjoint(y: Tensor, mask: Tensor, bands: int) -> Tensor:
-    """Shifting back is a view of y, which no published code that we know makes use of."""
+    """Shifting back is a view of y; no published code that we know makes use of this."""
     batch, height, columns = y.shape
     rows, pixels = y.stride()[1:]
     shape = batch, bands, height, columns - STEP * (bands - 1)
@@ -40,7 +40,7 @@ def view_adjoint(y: Tensor, mask: Tensor, bands: int) -> Tensor:
 
 
 def pad(x: Tensor) -> Tensor:
-    """A cube with the empty columns that the field carries along."""
+    """Add the empty columns that the field carries along."""
     return torch.nn.functional.pad(x, (0, STEP * (x.shape[1] - 1)))
 
 
@@ -57,24 +57,24 @@ def rolled(x: Tensor, sign: int) -> Tensor:
 
 
 def shift_mask(mask: Tensor, bands: int) -> Tensor:
-    """The 3-D mask: an (H, W) mask for each band where the band is measured."""
+    """The 3-D mask: for each band, the (H, W) mask at the columns where the band is measured."""
     return roll(pad(mask.expand(1, bands, *mask.shape)).contiguous(), 1)
 
 
 def roll_forward(x: Tensor, shifted_mask: Tensor, move: Move = roll) -> Tensor:
-    """Of a padded cube, which `roll` leaves shifted."""
+    """The measurement of a padded cube, which `roll` leaves shifted."""
     return (move(x, 1) * shifted_mask).sum(1)
 
 
 def roll_adjoint(y: Tensor, shifted_mask: Tensor, move: Move = roll) -> Tensor:
-    """A padded cube."""
+    """The adjoint, as a padded cube."""
     return move(_spread(y, shifted_mask), -1)
 
 
 class RollStep:
     """A data step on padded cubes: shift, multiply, sum, divide, multiply, shift back.
 
-    Outside of training it leaves its input shifted, as the published steps do.
+    Outside training it leaves its input shifted, as the published steps do.
     """
 
     def __init__(self, mask: Tensor, bands: int, hqs: bool) -> None:
@@ -89,7 +89,7 @@ class RollStep:
 
 
 class LoopStep:
-    """A data step of `loop_forward` and `loop_adjoint`, on cubes without padding."""
+    """A data step by `loop_forward` and `loop_adjoint`, on cubes without padding."""
 
     def __init__(self, mask: Tensor, bands: int, hqs: bool) -> None:
         self.mask = mask
@@ -105,7 +105,7 @@ def _spread(y: Tensor, shifted_mask: Tensor) -> Tensor:
 
 
 def _reached(gram: Tensor) -> Tensor:
-    """The diagonal of Phi Phi^T, with something to divide by where no open mask element reaches a pixel."""
+    """The diagonal of Phi Phi^T, with 1 to divide by where no open mask element reaches a pixel."""
     return torch.where(gram == 0, 1, gram)
 
 

@@ -1,8 +1,8 @@
 """deepinv's CASSI (`CompressiveSpectralImaging`, single disperser), whose bands are one column apart.
 
-Its shear is a convolution with a kernel as large as the image: the time grows with the square of the pixels.
-It is right where the rows and the measured columns, W + C - 1, are odd and W >= C: with an even number
-everything moves by one pixel and an edge is lost; with fewer columns it raises.
+Its shear is a convolution with a kernel as large as the image, so its time grows with the square of the
+number of pixels. It is right if the rows and the measured columns, W + C - 1, are odd and W >= C: with an
+even number everything moves by one pixel and an edge is lost; with fewer columns than bands it raises.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ STEP = 1
 
 
 class DeepinvCASSI:
-    """Phi of an (H, W) mask by deepinv, which has the mean over the bands in place of the sum.
+    """Phi of an (H, W) mask by deepinv, which takes the mean over the bands instead of the sum.
 
     Raises:
-        ImportError: deepinv cannot be imported.
+        ImportError: if deepinv cannot be imported.
     """
 
     def __init__(self, mask: Tensor, bands: int) -> None:
@@ -37,6 +37,6 @@ class DeepinvCASSI:
         return x - rho * self.adjoint(self.forward(x) - y)
 
     def hqs_step(self, w: Tensor, y: Tensor, mu: float) -> Tensor:
-        """By LSQR, the default of its operators: CG, that of `prox_l2`, stalls before the solution."""
+        """By LSQR, the default of its operators: CG, the default of `prox_l2`, stalls before the solution."""
         mean = y.unsqueeze(1) / self.bands
         return self.physics.prox_l2(w, mean, self.bands**2 / mu, solver="lsqr")

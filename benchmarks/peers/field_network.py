@@ -1,7 +1,7 @@
-"""Unfolding networks in the field's usual style, with the weights of one of LoRun's.
+"""Unfolding networks in the field's usual style, with the weights of one of LoRun's networks.
 
-Contiguous NCHW throughout, a whole denoiser per stage, and the data steps of published code. Networks start
-where LoRun's do, for CASSI by LoRun's own `physics.start`: its time is part of both.
+They are contiguous NCHW throughout, have a whole denoiser per stage, and use the data steps of published
+code. They start where LoRun's networks do, for CASSI by LoRun's own `physics.start`; both spend its time.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from benchmarks.peers.cassi_rolls import STEP, RollStep, pad
 from lorun.denoisers import UNet
-from lorun.denoisers.conv import ConvAct
-from lorun.networks import NetworkConfig, build_network
+from lorun.networks import build_network
 from lorun.physics import CASSI, BlockCS
+from lorun.tasks.task import NetworkSettings
 from lorun.unfolding import UnfoldingNetwork
-from lorun_kernels import FusedLoRAConv2d
+from lorun_kernels import ConvAct, FusedLoRAConv2d
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """step(x, scale): a data step."""
 
 
 class FieldNetwork(nn.Module):
-    """`net` in the field's style: its parameters, one denoiser a stage with the adapter merged in.
+    """`net` in the field's style: the same parameters, and one denoiser per stage with the adapter merged in.
 
     Args:
-        net: with a `UNet`, for one camera.
-        data: what stands for net's physics: data.begin(y) is where a network starts and its data step.
+        net: with a `UNet`, and with the physics of its measurements.
+        data: stands for the physics of net: data.begin(y) returns where the network starts and its data step.
     """
 
     def __init__(self, net: UnfoldingNetwork, data: nn.Module) -> None:
@@ -52,7 +52,7 @@ class FieldNetwork(nn.Module):
 class BlockConvolutions(nn.Module):
     """Block compressive sensing by convolutions: Phi with the stride of a block, Phi^T and a pixel shuffle.
 
-    Written after the published code of ISTA-Net++ (jianzhangcs/ISTA-Netpp), which many later ones share.
+    Written after the published code of ISTA-Net++ (jianzhangcs/ISTA-Netpp), which many later networks share.
     """
 
     def __init__(self, physics: BlockCS, algorithm: str) -> None:
@@ -80,9 +80,9 @@ class BlockConvolutions(nn.Module):
 
 
 class CroppedRolls(nn.Module):
-    """CASSI by per-band rolls, cropped before each denoiser and padded after it: what LoRun computes.
+    """CASSI by per-band rolls, cropped before each denoiser and padded after it: the same result as LoRun's.
 
-    MFMLP (WangYiren99/MFMLP) does so; nearly all other code keeps padded columns (`PaddedRolls`).
+    MFMLP (WangYiren99/MFMLP) does this; nearly all other code keeps padded columns (`PaddedRolls`).
 
     Args:
         physics: with an (H, W) mask and STEP columns between bands.
@@ -107,7 +107,7 @@ class CroppedRolls(nn.Module):
 
 
 class PaddedRolls(CroppedRolls):
-    """CASSI by per-band rolls on cubes that keep W + step * (C - 1) columns, denoisers and all.
+    """CASSI by per-band rolls on cubes that keep W + step * (C - 1) columns, also through the denoisers.
 
     Written after the published code of GAP-Net (mengziyi64/GAP-net), ADMM-Net and DAUHST
     (caiyuanhao1998/MST), PADUT (MyuLi/PADUT) and RDLUF-MixS2 (ShawnDong98/RDLUF_MixS2): only the result is
@@ -116,7 +116,7 @@ class PaddedRolls(CroppedRolls):
 
     def begin(self, y: Tensor) -> tuple[Tensor, Step]:
         def step(x: Tensor, scale: Tensor) -> Tensor:
-            # Rolls are in place, and the correction needs what came in: a clone, as in PADUT.
+            # Rolls work in place, and the correction needs the input: hence a clone, as in PADUT.
             return self.rolls(x.clone(), y, scale, torch.is_grad_enabled())
 
         return pad(self.physics.start(y).contiguous()), step
@@ -128,7 +128,7 @@ class FieldUNet(UNet):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         for conv in _convs(self):
-            # Not .contiguous(): a 1x1 weight is that in both layouts, and its strides would choose the other.
+            # Not .contiguous(): a 1x1 weight is contiguous in both layouts, and may keep the other's strides.
             conv.weight = nn.Parameter(torch.empty(conv.weight.shape))
 
     def _denoise(self, x: Tensor, noise_level: Tensor | float) -> Tensor:
@@ -144,7 +144,7 @@ class FieldUNet(UNet):
 
 @torch.no_grad()
 def merged(denoiser: UNet, kind: type[UNet] = UNet) -> UNet:
-    """A `kind` with the weights of a denoiser, its adapters merged in."""
+    """A `kind` with the weights of a denoiser, adapters merged in."""
     plain = kind(denoiser.channels, denoiser.width, denoiser.takes_correction)
     for source, conv in zip(_convs(denoiser), _convs(plain), strict=True):
         adapted = isinstance(source, FusedLoRAConv2d)
@@ -154,7 +154,7 @@ def merged(denoiser: UNet, kind: type[UNet] = UNet) -> UNet:
 
 
 def merged_network(net: UnfoldingNetwork) -> UnfoldingNetwork:
-    """`net` as LoRun's own Block-K, adapters merged in."""
+    """`net` as LoRun's own Block-K, with the adapters merged in."""
     block = UnfoldingNetwork(net.physics, merged(net.denoiser), net.stages, "block", net.algorithm)
     block.raw_step, block.raw_lambda = net.raw_step, net.raw_lambda
     block.denoisers = nn.ModuleList(merged(net.stage_denoiser(k)) for k in range(net.stages))
@@ -162,8 +162,8 @@ def merged_network(net: UnfoldingNetwork) -> UnfoldingNetwork:
 
 
 @torch.no_grad()
-def random_shared(config: NetworkConfig) -> UnfoldingNetwork:
-    """Shared-K of a config with a U-Net: untrained, but nothing in it is zero."""
+def random_shared(config: NetworkSettings) -> UnfoldingNetwork:
+    """The Shared-K of a config with a U-Net: untrained, but no parameter is zero."""
     shared = build_network(replace(config, variant="shared"))
     nn.init.normal_(shared.denoiser.last.weight, std=0.02)
     for name, parameter in shared.named_parameters():
@@ -174,7 +174,7 @@ def random_shared(config: NetworkConfig) -> UnfoldingNetwork:
 
 @torch.no_grad()
 def random_lorun(shared: UnfoldingNetwork) -> UnfoldingNetwork:
-    """LoRun-K on a Shared-K's weights, with adapters that are not zero."""
+    """A LoRun-K on the weights of a Shared-K, with adapters that are not zero."""
     lorun = UnfoldingNetwork.from_shared(shared)
     for name, parameter in lorun.named_parameters():
         if name.endswith("lora_up"):

@@ -1,4 +1,4 @@
-"""The peers from PyPI, `pip install '.[bench]'`."""
+"""The peers that come from PyPI: `pip install '.[bench]'`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from types import ModuleType
 
 import torch
 
-# torchvision's wheels on PyPI are built for CUDA; beside a CPU torch their compiled ops do not load, and
-# importing torchvision, which deepinv and peft do, fails at the fakes of these two.
+# torchvision's wheels on PyPI are built for CUDA. With a CPU build of torch their compiled ops do not load,
+# and importing torchvision, as deepinv and peft do, fails when it registers fakes for these two ops.
 _TORCHVISION_OPS = ("nms", "qnms")
 _declared = torch.library.Library("torchvision", "FRAGMENT")
 
@@ -17,7 +17,7 @@ def package(name: str) -> ModuleType:
     """An installed peer.
 
     Raises:
-        ImportError: with what to do, where it cannot be imported.
+        ImportError: if it cannot be imported; the message says what to do.
     """
     _declare_torchvision_ops()
     try:
@@ -27,7 +27,7 @@ def package(name: str) -> ModuleType:
 
 
 def _declare_torchvision_ops() -> None:
-    """Declare the ops, without an implementation: nothing that is timed calls them."""
+    """Declare the ops without an implementation: nothing that is timed calls them."""
     if torch.version.cuda:
         return
     for op in _TORCHVISION_OPS:

@@ -1,4 +1,4 @@
-// What a CASSI kernel is given on every backend, and the arithmetic of one pixel. No torch headers.
+// The arguments of a CASSI kernel on every backend, and the arithmetic of one pixel. No torch headers.
 //
 // A cube x is (B, C, H, W), a measurement y is (B, H, W') with W' = width + the largest offset, and
 //   (Phi x)[b, h, p] = sum_c mask[b, c, h, p - o_c] * x[b, c, h, p - o_c]
@@ -15,7 +15,7 @@
 
 namespace lorun::cassi {
 
-// Offsets travel to the GPU by value, inside the kernel's parameters.
+// Offsets are passed to the GPU by value, inside the kernel's parameters.
 constexpr int kMaxBands = 256;
 
 enum class Dtype : int32_t { kFloat64, kFloat32, kFloat16, kBFloat16 };
@@ -32,7 +32,8 @@ struct Accumulator<double> {
 template <typename T>
 using acc_t = typename Accumulator<T>::type;
 
-// A strided view of a (B, C, H, W) tensor; strides count elements, and 0 repeats. Null data: not wanted.
+// A strided view of a (B, C, H, W) tensor; strides count elements, and a stride of 0 repeats. Null data:
+// absent, or not wanted.
 struct Cube {
   void* data;
   int64_t batch, band, row, column;
@@ -47,7 +48,7 @@ struct Measurement {
 struct Problem {
   int64_t batch, bands, height, width;
   int64_t measured;  // W'
-  Dtype dtype;       // of cubes, masks and measurements, except where said otherwise
+  Dtype dtype;       // of cubes, masks and measurements, unless stated otherwise
   int32_t offsets[kMaxBands];
 };
 
@@ -57,7 +58,7 @@ enum class Step : int32_t {
   kHqs,  // factor = 1 / (diag(Phi Phi^T) + mu), by Woodbury from (Phi^T Phi + mu I)^-1 (Phi^T y + mu w)
 };
 
-// gram is the sum of squared mask values that meet in a measured pixel; where it is 0, nothing was measured.
+// gram is the sum of squared mask values that meet in a measured pixel; if it is 0, nothing was measured.
 template <typename A>
 LORUN_HOST_DEVICE A step_factor(Step step, A gram, A scale) {
   if (step == Step::kPgd) {
@@ -66,7 +67,8 @@ LORUN_HOST_DEVICE A step_factor(Step step, A gram, A scale) {
   return gram > A(0) ? A(1) / (gram + scale) : A(0);
 }
 
-// What one measured pixel adds to d rho or d mu, with u = Phi grad: rho enters linearly, mu through 1 / d.
+// What one measured pixel adds to d rho or d mu, with u = Phi grad: rho enters linearly, mu through 1 / (gram
+// + mu).
 template <typename A>
 LORUN_HOST_DEVICE A scale_gradient(Step step, A factor, A residual, A u) {
   return step == Step::kPgd ? -residual * u : (factor * residual) * (factor * u);

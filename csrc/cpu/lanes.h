@@ -1,4 +1,4 @@
-// Copies that convert the element type on the way, in the order of memory or transposed.
+// Copies that convert the element type, in the order of memory or transposed.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -16,7 +16,7 @@
 namespace lorun::cpu {
 
 constexpr int64_t kLanes = 8;
-// Aligned as their elements are. The attributes stand behind the name, where clang heeds them too.
+// Aligned like their elements. The attributes follow the name, where clang respects them too.
 using Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias)) = float;
 using Words __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(sizeof(uint32_t)))) = uint32_t;
 using Halves __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(sizeof(uint16_t)), may_alias)) =

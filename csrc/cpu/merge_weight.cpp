@@ -10,7 +10,7 @@
 namespace lorun::cpu {
 namespace {
 
-// Elements that are worth a thread: waking one costs microseconds.
+// The number of elements that is worth a thread: waking one costs microseconds.
 constexpr int64_t kGrain = 1 << 14;
 
 // out[o, y, x, c] = weight[o, y, x, c] + scaling * delta[o, c, y, x]
@@ -32,8 +32,8 @@ void add_channels_last(T* out, const T* weight, const T* delta, T scaling, int64
 
 // A matrix of this thread's buffer number `slot`; the next call for the slot overwrites it.
 //
-// W would otherwise be freed between outputs that live on, and glibc's aligned allocation never fits a block
-// into a hole of its own size: the heap would grow by a weight a call, as if every W were kept.
+// Otherwise W would be freed between outputs that live on, and glibc's aligned allocation never puts a block
+// into a hole of its own size: the heap would grow by one weight per call, as if every W were kept.
 at::Tensor scratch(int slot, int64_t rows, int64_t columns, const at::TensorOptions& options) {
   struct Buffer {
     c10::DataPtr data;

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-// torch's headers declare it only where USE_CUDA is defined; a CUDA torch always has it.
+// torch's headers declare it only if USE_CUDA is defined; a CUDA torch always has it.
 extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                void** ret_stream);
 
@@ -67,8 +67,8 @@ class DeviceCall {
 
   static void check_launch(cudaError_t error) {
     STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
-                    "lorun_kernels._C_cuda holds no code for this GPU; rebuild LoRun beside it, or with its "
-                    "compute capability in TORCH_CUDA_ARCH_LIST");
+                    "lorun_kernels._C_cuda contains no code for this GPU; rebuild LoRun on this machine, or "
+                    "with the GPU's compute capability in TORCH_CUDA_ARCH_LIST");
     STD_TORCH_CHECK(error == cudaSuccess,
                     "lorun_kernels._C_cuda cannot launch a kernel: ", cudaGetErrorString(error));
   }

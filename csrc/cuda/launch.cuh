@@ -12,7 +12,7 @@ extern __shared__ __align__(16) unsigned char shared_memory[];
 
 namespace lorun::cuda {
 
-// More than this many bytes must be asked for kernel by kernel.
+// More shared memory than this many bytes must be requested for each kernel.
 constexpr int64_t kSharedUnasked = 48 * 1024;
 
 inline cudaError_t device_attribute(cudaDeviceAttr attribute, int* value) {
@@ -33,7 +33,7 @@ inline cudaError_t multiprocessors(int* count) {
   return device_attribute(cudaDevAttrMultiProcessorCount, count);
 }
 
-// Always asks for the most: a call that asked for less would take it from another thread's launch.
+// Always requests the maximum: a call that requested less would take it away from another thread's launch.
 template <typename... Params>
 cudaError_t allow_shared(void (*kernel)(Params...), int64_t shared) {
   if (shared <= kSharedUnasked) {
@@ -47,7 +47,7 @@ cudaError_t allow_shared(void (*kernel)(Params...), int64_t shared) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
 }
 
-// How many blocks run beside each other on a multiprocessor.
+// How many blocks run at the same time on a multiprocessor.
 template <typename... Params>
 cudaError_t blocks_beside(void (*kernel)(Params...), int threads, int64_t shared, int* blocks) {
   const cudaError_t error = allow_shared(kernel, shared);

@@ -34,20 +34,20 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     - `.npz`: by key; `.npy`: one array under the key "array". Nothing pickled is read.
 
     The file is read in a child process that is kept for the next call, within a time and, on Linux, a memory
-    limit that grow with the file. A checksum is verified where the format carries one: .npz, compressed
-    MATLAB 5 to 7, and HDF5 data sets written with one. Elsewhere damage can go unseen in the values.
+    limit that grow with the file. A checksum is verified if the format carries one: .npz, compressed
+    MATLAB 5 to 7, and HDF5 data sets written with one. In other files, damaged values can go unnoticed.
 
     Raises:
         ValueError: another suffix; a damaged file, also one that crashes the reader, makes it hang or ask for
             too much memory; arrays beyond `MAX_BYTES` (4 GiB) together.
-        OSError: no such file, or one that may not be read.
+        OSError: no such file, or no permission to read it.
         ImportError: h5py or scipy is not installed.
     """
     return _shared.read(path)
 
 
 class ArrayReader:
-    """Owns the child process that :func:`read_arrays` reads in: started at need, replaced when it ends.
+    """Owns the child process that :func:`read_arrays` reads in: started when needed, replaced when it dies.
 
     Safe to share between threads, which wait for each other; a forked process gets a child of its own. The
     child ends with `close`, with this object, or with this process however that ends.
@@ -76,7 +76,7 @@ class ArrayReader:
             raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        path.open("rb").close()  # raises, naming the path, where it may not be read
+        path.open("rb").close()  # raises, naming the path, if it may not be read
         seconds = self.seconds + path.stat().st_size / BYTES_PER_SECOND
         request = {"path": os.path.abspath(path), "suffix": suffix, "seconds": math.ceil(seconds) + 1}
         with self._lock:

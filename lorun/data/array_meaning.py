@@ -1,6 +1,6 @@
 """What the arrays of a file mean: which one is meant, its band axis, its scale and its wavelengths.
 
-Nothing is guessed: what no rule decides is an error that says what to pass.
+Nothing is guessed: if no rule decides, it is an error that says what to pass.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from lorun.errors import ArgumentError
 
-# Above 1 by rounding; what lies further above is on another scale.
+# Rounding may exceed 1 by this much; anything further above is on another scale.
 ROUNDING = 1e-6
 LEAST_NM, MOST_NM = 200, 3000
 MOST_MICROMETRES = 20
@@ -21,7 +21,7 @@ Layout = Literal["hwc", "chw"]
 
 
 def choose(path: Path, arrays: dict, key: str | None, names: tuple, dims: tuple, what: str) -> str:
-    """The key of the only array that can be meant: that of `names`, else that of as many dimensions."""
+    """The key of the only array that can be meant: by a name in `names`, else by its number of dimensions."""
     listed = ", ".join(f"`{name}` {array.shape}" for name, array in arrays.items()) or "no array of numbers"
     if key is not None:
         if key not in arrays:
@@ -42,7 +42,7 @@ def choose(path: Path, arrays: dict, key: str | None, names: tuple, dims: tuple,
 def cube_layout(
     name: str, shape: tuple[int, ...], layout: str | None, nm: np.ndarray | None, field: bool
 ) -> str:
-    """The layout of a cube, by the rules that `read_cube` states; `field`: by its name it is (H, W, C)."""
+    """The layout of a cube, by the rules that `read_cube` states; `field`: its name says it is (H, W, C)."""
     if layout is not None:
         return _known(layout)
     first, middle, last = shape
@@ -72,7 +72,7 @@ def mask_layout(name: str, shape: tuple[int, ...], layout: str | None, bands: in
 
 
 def finite(name: str, array: np.ndarray, divisor: float = 1) -> np.ndarray:
-    """The values divided, as float32; none may be NaN, Inf or negative."""
+    """The values divided by `divisor`, as float32; none may be NaN, Inf or negative."""
     if array.dtype.kind not in "biuf" or not array.size:
         raise ValueError(f"{name}: expected real numbers, got {array.dtype} {array.shape}; use another array")
     with np.errstate(over="ignore"):  # a value beyond float32 becomes Inf, and is refused as that
@@ -85,7 +85,7 @@ def finite(name: str, array: np.ndarray, divisor: float = 1) -> np.ndarray:
 
 
 def scaled(name: str, array: np.ndarray, range: float | None) -> np.ndarray:
-    """The values divided by `range`, which only floats may lack, as float32."""
+    """The values divided by `range`, as float32; only floats may go without one."""
     if range is None:
         if array.dtype.kind in "biu":
             raise ArgumentError(

@@ -1,4 +1,4 @@
-"""The child process of array_files: it parses the files, so that a crash of a parser ends it alone.
+"""The child process of array_files: it parses the files, so that a crash of a parser ends only this process.
 
 It is run by its path, because `import lorun` brings torch along. A request is one line of JSON on stdin,
 `{"path", "suffix", "seconds"}`. An answer is the length of a JSON text (8 bytes), the text and, where that
@@ -28,7 +28,7 @@ LENGTH = struct.Struct("<Q")
 # zlib's technical notes: deflate makes nothing smaller than this; MATLAB also stores whole doubles as bytes.
 DEFLATE_RATIO = 1032
 NARROWING = 8
-# What a parser may hold of one array at a time, and the room for itself.
+# How many copies of one array a parser may hold at a time, and the room it needs for itself.
 COPIES, SLACK = 3, 128 * 2**20
 PIECE = 2**20
 
@@ -38,7 +38,7 @@ MATLAB_DTYPES = {"double": "float64", "single": "float32", "logical": "bool"} | 
 
 
 class Refused(Exception):
-    """The file is as its writer meant it, and still not read; the message says why and what to do."""
+    """The file is intact but is not read; the message says why and what to do."""
 
 
 def read_npy(path):
@@ -71,14 +71,14 @@ def read_npz(path):
 
 
 def listed_members(path, comment):
-    """How many members a zip file says it has, in its last record; zipfile takes fewer without a word."""
+    """How many members a zip file says it has, in its last record; zipfile accepts fewer silently."""
     with open(path, "rb") as file:
         file.seek(-comment - 12, os.SEEK_END)
         return int.from_bytes(file.read(2), "little")
 
 
 def parse_npy(data):
-    """The array in the bytes of an .npy file, or None where it holds no numbers."""
+    """The array in the bytes of an .npy file, or None if it holds no numbers."""
     import numpy as np
 
     file = io.BytesIO(data)
@@ -118,7 +118,7 @@ def read_mat5(path):
 
 
 def check_mat5_elements(path):
-    """Raise unless whole variables fill the file, and compressed ones match their checksum.
+    """Raise unless the file consists of whole variables, and compressed ones match their checksum.
 
     scipy stops reading a compressed variable before its checksum.
     """
@@ -179,7 +179,7 @@ def read_hdf5(path, matlab=False):
 
 
 def read_dataset(name, item, size, matlab):
-    """A data set as an array, or None where it holds no numbers."""
+    """A data set as an array, or None if it holds no numbers."""
     import numpy as np
 
     kind = item.attrs.get("MATLAB_class", b"double") if matlab else b""
@@ -220,7 +220,7 @@ def check_total(count):
 
 
 def reader_for(path, suffix):
-    """The function that reads this file; what it needs is imported, before memory is limited."""
+    """The function that reads this file; imports what that needs, before memory is limited."""
     if suffix in (".npy", ".npz"):
         importlib.import_module("numpy.lib.format")
         return read_npy if suffix == ".npy" else read_npz
@@ -258,7 +258,7 @@ def limited_memory(size):
 
 
 def address_space():
-    """The bytes of address space in use, or None where the system does not say."""
+    """The bytes of address space in use, or None if the system does not say."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

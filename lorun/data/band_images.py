@@ -9,9 +9,9 @@ from PIL import Image, UnidentifiedImageError
 
 
 def read_band_images(folder: Path) -> np.ndarray:
-    """The PNG of a folder, in order of the last number in their names: (C, H, W) uint8 or uint16.
+    """The PNG files of a folder, ordered by the last number in their names: (C, H, W) uint8 or uint16.
 
-    Files of other kinds are left alone.
+    Files of other kinds are ignored.
 
     Raises:
         ValueError: no PNG; a name without a number, or two with the same; a band that is missing where they

@@ -58,7 +58,8 @@ def read_cube(
                a (28, 256, 256) `img` is refused, not read as 256 bands.
         range: the value that means 1, by which all are divided: 65535, or 4095 for 12 bits. Integers and PNG
             need it. Floats without it must lie in [0, 1], and up to 1 + 1e-6 count as 1.
-        wavelengths: of all bands, in nm; by default those under the file's key `wavelengths`, unless empty.
+        wavelengths: of all bands, in nm; by default those under the file's key `wavelengths`, unless that is
+            empty.
 
     Raises:
         ValueError: an array, layout, scale or wavelength that is ambiguous or does not fit, NaN, Inf,

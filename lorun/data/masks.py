@@ -23,7 +23,7 @@ def read_mask(
             by a name in `MASK_KEYS`; `mask` and `mask_3d_shift` are different calibrations, so a file with
             both needs it.
         layout: "hwc" or "chw" for a mask with bands. Without it, the band axis is the first or the last,
-            whichever has the length `bands`; where both have, it must be given.
+            whichever has the length `bands`; if both have it, the layout must be given.
         bands: the number of bands C that a mask of three dimensions must have.
         step: columns from one band to the next in `mask_3d_shift`, whose band c lies `step * c` columns to
             the right; it comes back without the shift, W = W' - step * (C - 1).

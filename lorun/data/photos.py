@@ -1,4 +1,4 @@
-"""Photographs: reading them as grey images in [0, 1], and cutting random training crops."""
+"""Photographs: reading them as grey images in [0, 1], and cutting random training crops from them."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from torch import Tensor
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 # Full-range luma of ITU-R BT.601, the convention of compressive sensing (not the 16-235 of YCbCr).
 LUMA = np.array([0.299, 0.587, 0.114])
-# Batches from this index on serve principal_phi, so they are never those that training sees.
+# Batches from this index on serve principal_phi, so training never sees them.
 PRINCIPAL_BATCH = 10**9
-# Every 50th photograph is kept from training, to watch the quality on.
+# Every 50th photograph is held out from training, to watch the quality.
 HELD_OUT = 50
 
 
@@ -49,7 +49,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     if image.dtype.kind == "f":
         scaled = image.astype(np.float64)
         if not np.isfinite(scaled).all():
-            raise ValueError("image: holds NaN or Inf; mend those pixels first")
+            raise ValueError("image: holds NaN or Inf; fix those pixels first")
         if scaled.min() < 0 or scaled.max() > 1:
             raise ValueError(
                 f"image: expected floats in [0, 1], got {scaled.min():.4g} to {scaled.max():.4g}"
@@ -66,7 +66,7 @@ class PhotoCrops:
 
     Args:
         folders: folders of images; larger images are drawn more often, in proportion to their pixels.
-        seed: the k-th batch depends on the seed and on k only, so a resumed run sees what it would have seen.
+        seed: the k-th batch depends only on the seed and on k, so a resumed run sees what it would have seen.
     """
 
     def __init__(self, folders: list[str] | list[Path], seed: int = 0):
@@ -87,12 +87,12 @@ class PhotoCrops:
         return torch.from_numpy(crops).unsqueeze(1).float().div_(255)
 
     def check_side(self, side: int) -> None:
-        """Raise where no training photograph is large enough for a crop of this side."""
+        """Raise if no training photograph is large enough for a crop of this side."""
         if not any(min(image.shape) >= side for image in self.images):
             raise ValueError(f"crop: no training image is {side}x{side} pixels or more; use smaller crops")
 
     def held_out(self, side: int) -> Tensor:
-        """Centres of the photographs that no batch is cut from, (N, 1, side, side)."""
+        """Centres of the photographs that are held out, (N, 1, side, side)."""
         images = [image for image in self.validation if min(image.shape) >= side]
         if not images:
             raise ValueError(f"data: no held-out photograph is {side}x{side} pixels or more; add larger ones")
@@ -105,7 +105,7 @@ class PhotoCrops:
 def principal_phi(photos: PhotoCrops, rows: int, block: int, crops: int = 30_000) -> Tensor:
     """The first principal components of blocks of the training photographs, (rows, block^2), orthonormal.
 
-    Of all matrices with so many rows this Phi loses the least energy of the training blocks, so a learned
+    Of all matrices with that many rows, this Phi loses the least energy of the training blocks, so a learned
     Phi that starts here starts from the best linear measurement.
     """
     covariance = torch.zeros(block * block, block * block, dtype=torch.float64)

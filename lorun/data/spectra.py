@@ -16,7 +16,7 @@ GAMMA = 2.2
 
 
 def interpolate_bands(cube: np.ndarray, wavelengths: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """A cube (C, H, W) at other wavelengths (nm, ascending), linear in between, (len(onto), H, W) float32.
+    """A cube (C, H, W) at other wavelengths (nm, ascending), interpolated, (len(onto), H, W) float32.
 
     Raises:
         ValueError: as many wavelengths as bands are expected, and `onto` within their range.

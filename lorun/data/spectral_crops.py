@@ -1,4 +1,4 @@
-"""Training crops of spectral cubes: turned, flipped, relit, joined from tiles, lifted from photographs."""
+"""Training crops of spectral cubes: rotated, flipped, relit, joined from tiles, lifted from photographs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from lorun.data.photos import list_photos
 from lorun.data.spectra import interpolate_bands, lift_rgb
 
 CUBE_SUFFIXES = {".mat", ".npz", ".npy", ".h5", ".hdf5"}
-# The last rows of every cube at least four times as high are kept from training, to watch the quality on.
+# The last rows of every cube at least four times as high are held out from training, to watch the quality.
 HELD_OUT_ROWS = 64
 MOSAICS = 0.25
 RELIT = 0.5
@@ -30,7 +30,7 @@ class SpectralCrops:
         wavelengths: of the bands to train on, in nm.
         synthetic: folders of RGB photographs, lifted by `lift_rgb`.
         synthetic_share: how many of the crops come from those, 0 to 1.
-        seed: the k-th batch depends on the seed and on k only, so a resumed run sees what it would have seen.
+        seed: the k-th batch depends only on the seed and on k, so a resumed run sees what it would have seen.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class SpectralCrops:
         return torch.from_numpy(crops).contiguous(memory_format=torch.channels_last)
 
     def check_size(self, size: Size) -> None:
-        """Raise where no cube is large enough for a crop of this height and width."""
+        """Raise if no cube is large enough for a crop of this height and width."""
         if not any(_fits(cube, size) for cube in self.cubes):
             raise ValueError(
                 f"crop: no training cube holds {size[0]}x{size[1]} pixels; use smaller crops or larger cubes"
             )
 
     def held_out(self, size: Size) -> Tensor:
-        """Centres of the parts of the cubes that no batch is cut from, (N, C, *size)."""
+        """Centres of the parts of the cubes that are held out, (N, C, *size)."""
         parts = [part for part in self.validation if _fits(part, size)]
         if not parts:
             raise ValueError(
-                f"data: no cube keeps {size[0]}x{size[1]} pixels from training; that takes one of at least "
-                f"{4 * HELD_OUT_ROWS} rows"
+                f"data: no cube holds out {size[0]}x{size[1]} pixels from training; that takes one of at "
+                f"least {4 * HELD_OUT_ROWS} rows"
             )
         lefts = [(part.shape[2] - size[1]) // 2 for part in parts]
         centres = [part[:, : size[0], left : left + size[1]] for part, left in zip(parts, lefts, strict=True)]
@@ -163,7 +163,7 @@ def _random_window(source: np.ndarray, height: int, width: int, random: np.rando
 
 
 def _relight(crop: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The same scene under another smooth light, some brightness lost or won, and still within [0, 1]."""
+    """The same scene under another smooth light, somewhat darker or brighter, and still within [0, 1]."""
     bands = np.linspace(-1, 1, len(crop))
     slope, bow, wave = random.normal(size=3) * (0.3, 0.2, 0.2)
     light = np.exp(slope * bands + bow * (bands**2 - 1 / 3) + wave * np.sin(np.pi * bands))

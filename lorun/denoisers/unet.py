@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorun.denoisers.conv import ConvAct
+from lorun.denoisers.layers import conv, double, zero, zero_bias
 
 # About 1 / sqrt(E[gelu(x)^2]) for a normal x.
 GELU_GAIN = 1.5
-# A correction is that much smaller than an image.
+# A correction is about this much smaller than an image.
 CORRECTION_GAIN = 4.0
 
 
@@ -19,9 +19,9 @@ class UNetLevel(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.entry = ConvAct(in_channels, out_channels, 3, "gelu")
-        self.first = ConvAct(out_channels, out_channels, 3, "gelu")
-        self.second = ConvAct(out_channels, out_channels, 3)
+        self.entry = conv(in_channels, out_channels, 3, "gelu")
+        self.first = conv(out_channels, out_channels, 3, "gelu")
+        self.second = conv(out_channels, out_channels, 3)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """`skip` counts as further channels of x."""
@@ -39,7 +39,7 @@ class UNet(nn.Module):
     Args:
         channels: C of the image.
         width: channels of the first level; each further level doubles them.
-        takes_correction: whether forward also takes what the data step before it changed, which says where
+        takes_correction: whether forward also takes what the data step before it changed, which shows where
             the image disagreed with its measurement. 28 bands then make 559,328 parameters: Block-9 4.80 Mi,
             as in Table IV.
     """
@@ -57,17 +57,16 @@ class UNet(nn.Module):
         self.bottom = UNetLevel(2 * width, 4 * width)
         self.decoder2 = UNetLevel(4 * width + 2 * width, 2 * width)
         self.decoder1 = UNetLevel(2 * width + width, width)
-        self.last = ConvAct(width, channels, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = conv(width, channels, 1)
+        zero(self.last)
         if takes_correction:
             self._keep_variance()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, noise_level: Tensor | float, correction: Tensor | None = None) -> Tensor:
         """`noise_level`: standard deviation on the scale of x, one number or one per sample.
 
-        `correction`: like x, where the denoiser takes one: the data step's result x less what it came from.
+        `correction`: like x, if the denoiser takes one: the data step's result x minus what it started from.
         """
         if (correction is not None) != self.takes_correction:
             raise ValueError(
@@ -86,18 +85,14 @@ class UNet(nn.Module):
         h1 = self.encoder1(torch.cat([x, level_map], 1).contiguous(memory_format=torch.channels_last))
         h2 = self.encoder2(F.avg_pool2d(h1, 2))
         h = self.bottom(F.avg_pool2d(h2, 2))
-        h = self.decoder2(_double(h), h2)
-        h = self.decoder1(_double(h), h1)
+        h = self.decoder2(double(h), h2)
+        h = self.decoder1(double(h), h1)
         # Added in the image's own precision, also under autocast.
         return x[:, : self.channels] + self.last(h)
 
     def _keep_variance(self) -> None:
         """Start the levels so that neither a signal nor its gradient fades on the way through them."""
         for level in (self.encoder1, self.encoder2, self.bottom, self.decoder2, self.decoder1):
-            for conv, gain in ((level.entry, 1), (level.first, 1), (level.second, 0.5)):
-                nn.init.normal_(conv.weight, std=gain * GELU_GAIN / math.sqrt(conv.weight[0].numel()))
-                nn.init.zeros_(conv.bias)
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            for layer, gain in ((level.entry, 1), (level.first, 1), (level.second, 0.5)):
+                nn.init.normal_(layer.weight, std=gain * GELU_GAIN / math.sqrt(layer.weight[0].numel()))
+                zero_bias(layer)

@@ -179,7 +179,7 @@ class Linear(Physics):
             return _ImplicitSolution.apply(equation, solution, solve) if equation.requires_grad else solution
 
     def _solver(self, w: Tensor, y: Tensor, mu: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """solve(x, residual), which goes on from x to the solution of Phi^T Phi x + mu x = something."""
+        """solve(x, residual), which continues from x to the solution of Phi^T Phi x + mu x = something."""
         weight = self._preconditioner(w, y) + mu
         weight = torch.where(weight > 0, weight, 1)  # pixels that nothing measures, where mu is 0
 

@@ -23,15 +23,15 @@ class Phase:
     stages: tuple[int, ...] = (9,)
     """How many stages run in each segment: a network may grow while it learns."""
     batch: tuple[int, ...] = (8,)
-    """Crops a step in each segment."""
+    """Crops per step in each segment."""
     crop: tuple[int, ...] = (96,)
-    """Side of the square crops, in pixels, in each segment; their height where there are widths."""
+    """Side of the square crops, in pixels, in each segment; their height if crop_width gives the width."""
     crop_width: tuple[int, ...] = ()
     """Width of the crops in each segment; none means square ones."""
     lr: float = 1e-3
     """Peak learning rate; warmed up over 5 % of the phase, then a cosine down to 1 % of it."""
     phi_lr: float = 0.1
-    """Learning rate of a full Phi, as a share of lr: its entries are small beside the network's."""
+    """Learning rate of a full Phi, as a share of lr: its entries are small compared with the network's."""
 
     def __post_init__(self) -> None:
         names = ("steps", "stages", "batch", "crop", *(["crop_width"] if self.crop_width else []))

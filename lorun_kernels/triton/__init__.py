@@ -10,7 +10,7 @@ import torch
 
 
 def missing_reason() -> str | None:
-    """Why the Triton backend cannot run here, as one sentence, or None where it can."""
+    """Why the Triton backend cannot run here, in one sentence, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; run pip install triton"
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":

@@ -1,4 +1,4 @@
-"""The five CASSI kernels in Triton: what `csrc/common/cassi.h` defines, as ops of the lorun_triton library.
+"""The five CASSI kernels in Triton: the formulas of `csrc/common/cassi.h`, as ops of lorun_triton.
 
 A tile that has to sum over the bands lies in measured columns p: band c meets p at column p - o_c of the
 cube, and no other p meets that element. So one tile reads each of its elements once, sums, and may write
@@ -17,13 +17,13 @@ from torch import Tensor
 
 @triton.jit
 def _wide(value):
-    """The value as an accumulator."""
+    """The value in the dtype of a sum."""
     return value if value.dtype == tl.float64 else value.to(tl.float32)
 
 
 @triton.jit
 def _position(height, parts, INDEX):
-    """Which part of which row of which sample this program owns."""
+    """The sample, the row and the part of it that this program owns."""
     program = tl.program_id(0)
     row = (program // parts).to(tl.int64)
     return (program % parts).to(INDEX), row // height, row % height
@@ -31,13 +31,13 @@ def _position(height, parts, INDEX):
 
 @triton.jit
 def _shifts(band, bands, table, STEP):
-    """o_c of a tile's bands: from the table where they are irregular."""
+    """o_c of a tile's bands, from the table if they are irregular."""
     return tl.load(table + band, mask=band < bands, other=0) if STEP is None else band * STEP
 
 
 @triton.jit
 def _at(data, strides, sample, band, row, column):
-    """Pointers into a (B, C, H, W) tensor; sample and row are 64-bit scalars, the tile's part is in INDEX."""
+    """Pointers into a (B, C, H, W) tensor; sample and row are 64-bit scalars, offsets in a row are INDEX."""
     return data + sample * strides[0] + row * strides[2] + (band * strides[1] + column * strides[3])
 
 
@@ -49,7 +49,7 @@ def _at_measured(data, strides, sample, row, column):
 
 @triton.jit
 def _factor(weight, scale, sample, scale_strides, HQS: tl.constexpr):
-    """What multiplies the residual: rho, or 1 / (diag(Phi Phi^T) + mu) where anything was measured."""
+    """The factor of the residual: rho, or 1 / (diag(Phi Phi^T) + mu) in pixels that measure anything."""
     factor = tl.load(scale + sample * scale_strides[0])
     if HQS:
         gram = tl.sum(weight * weight, 0)
@@ -123,7 +123,7 @@ def _step_backward_kernel(
     band = tl.arange(0, BLOCK_C)[:, None].to(INDEX)
     if grad_scale is not None:
         total = tl.zeros([BLOCK_P], scale.dtype.element_ty)
-    # With one part, which grad_scale asks for, a program owns the row.
+    # If grad_scale is wanted, a row has one part, and its program owns the row.
     for start in range(part * BLOCK_P, measured, parts * BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         # [BLOCK_C, BLOCK_P]
@@ -194,7 +194,7 @@ def _device_table(offsets: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _shift(offsets: list[int], device: torch.device) -> dict:
-    """STEP, a constant that lets loads be vectorised, or else the table of offsets."""
+    """STEP, a constant with which loads can be vectorised, or the table of offsets."""
     step = offsets[1] if len(offsets) > 1 else offsets[0]
     if all(offset == step * band for band, offset in enumerate(offsets)):
         return {"STEP": step, "table": None}
@@ -202,7 +202,7 @@ def _shift(offsets: list[int], device: torch.device) -> dict:
 
 
 def _tile(bands: int, columns: int) -> dict:
-    """All bands and a power of two of columns: 2048 elements, 8 a thread, where that leaves 16 columns."""
+    """All bands and a power of two of columns: 2048 elements, 8 a thread, if that leaves 16 columns."""
     block_c = triton.next_power_of_2(bands)
     block_p = min(max(2048 // block_c, 16), 256, triton.next_power_of_2(columns))
     warps = min(max(block_c * block_p // 256, 1), 16)
@@ -210,7 +210,7 @@ def _tile(bands: int, columns: int) -> dict:
 
 
 def _index(tensors: list[Tensor | None]) -> tl.dtype:
-    """The type that holds where an element lies within a row, bands included; 32 bits save registers."""
+    """The integer type for an element's offset in a row, over all bands; 32 bits save registers."""
     reach = max(
         (tensor.shape[1] - 1) * tensor.stride(1) + (tensor.shape[-1] - 1) * tensor.stride(-1)
         for tensor in tensors
@@ -224,7 +224,7 @@ def _view(tensor: Tensor | None) -> tuple:
 
 
 def _launch(kernel, samples: int, cube: Tensor, tensors: list[Tensor | None], offsets: list[int], **options):
-    """Start `kernel` over all rows of `samples` samples; one that is told W' tiles the measurement."""
+    """Start `kernel` over all rows of `samples` samples; a kernel that takes W' tiles the measurement."""
     _, bands, height, width = cube.shape
     columns = options.get("measured", width)
     tile = _tile(bands, columns)
@@ -300,7 +300,7 @@ def cassi_step_backward(
 ) -> None:
     measured = grad.shape[-1] + max(offsets)
     t, v = None, None
-    # The sum over bands of a shared mask's gradient crosses tiles: t and v go through memory.
+    # The gradient of a mask that all bands share sums across tiles, so t and v go through memory.
     if grad_mask is not None:
         t, v = scale.new_empty((2, *grad.shape[::2], measured))
     options = {"measured": measured, "HQS": hqs}

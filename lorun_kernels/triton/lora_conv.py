@@ -28,7 +28,7 @@ def _add_products(
     TRANSPOSED: tl.constexpr, BLOCK_S: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what one image's channels give, those from FIRST on of W, which is read again for every tile."""
+    """Adds the products of one image with its channels of W, from FIRST on; each tile reads W again."""
     BLOCKS: tl.constexpr = (SOURCES + BLOCK_S - 1) // BLOCK_S
     for step in range(KERNEL[0] * KERNEL[1] * BLOCKS):
         tap = step // BLOCKS
@@ -59,7 +59,7 @@ def _conv_kernel(
     ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """One tile of pixels and one block of results a program; W is read tap by tap."""
+    """A program has one tile of pixels and one block of results; W is read tap by tap."""
     BLOCKS: tl.constexpr = (RESULTS + RESULTS2 + BLOCK_R - 1) // BLOCK_R
     sample, y, x = pixel_tile(tl.program_id(0) // BLOCKS, tiles_h, tiles_w, TILE_H, TILE_W)
     result = tl.program_id(0) % BLOCKS * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -89,7 +89,7 @@ def _merged_taps(
     TRANSPOSED: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, BLOCK_S: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """W of every tap, merged: [sources, results] each."""
+    """Merged W of every tap, [sources, results] each."""
     source = tl.arange(0, BLOCK_S)
     OUT: tl.constexpr = SOURCES if TRANSPOSED else RESULTS
     IN: tl.constexpr = RESULTS if TRANSPOSED else SOURCES
@@ -99,7 +99,7 @@ def _merged_taps(
             weight, up, down, scaling, source, result, tap // KERNEL[1], tap % KERNEL[1],
             OUT, IN, KERNEL, COLUMNS, INNER, SOURCES, RESULTS, WEIGHT_STRIDES, TRANSPOSED,
         )  # fmt: skip
-        taps = taps + (merged.to(DTYPE),)
+        taps = taps + (merged.to(DTYPE),)  # type: ignore[assignment]
     return taps
 
 
@@ -141,10 +141,10 @@ def _stationary_kernel(
 
 
 def _stays(dtype: torch.dtype, weight: Tensor, sources: int, results: int, arch: int) -> dict | None:
-    """The tile with which merged taps stay in shared memory, or None where W is better read tile by tile."""
+    """The tile with which merged taps stay in shared memory, or None if W is better read for each tile."""
     taps = math.prod(weight.shape[2:])
     block_s, block_r = (max(16, triton.next_power_of_2(count)) for count in (sources, results))
-    # Exact float32 products are no tensor core's: Triton would keep all of W in registers.
+    # Tensor cores have no exact float32 products: Triton would keep all of W in registers.
     if dtype == torch.float32:
         return None
     # On Blackwell, Triton gives each product of a chain its own accumulator in tensor memory, of 512 columns.
@@ -154,7 +154,7 @@ def _stays(dtype: torch.dtype, weight: Tensor, sources: int, results: int, arch:
     weight_bytes = taps * block_s * block_r * dtype.itemsize
     if block_s > 128 or weight_bytes > 9 * 64 * 64 * 2:
         return None
-    # Where they fit beside W, all taps of the next 64 pixels are fetched ahead, on Hopper in two buffers.
+    # If they fit beside W, all taps of the next 64 pixels are fetched ahead, on Hopper in two buffers.
     ahead = weight_bytes + 2 * taps * block_s * 64 * dtype.itemsize <= 190_000
     return {
         "BLOCK_S": block_s,
@@ -169,9 +169,9 @@ def _stays(dtype: torch.dtype, weight: Tensor, sources: int, results: int, arch:
 def _streams(
     dtype: torch.dtype, tf32: bool, sources: int, results: int, pixels: int, processors: int
 ) -> dict:
-    """The tile with which W is read again for every tile of pixels."""
+    """The tile for reading W again for every tile of pixels."""
     block_r = min(max(16, triton.next_power_of_2(results)), 64)
-    # A tile of 128 pixels reads W least often; a small image needs more tiles to reach every processor.
+    # With 128 pixels a tile, W is read least often; a small image needs more tiles to occupy all processors.
     wide = pixels * triton.cdiv(results, block_r) >= 128 * 2 * processors
     block_s = min(max(16, triton.next_power_of_2(sources)), 64 if dtype.itemsize == 2 else 32 if tf32 else 16)
     return {
@@ -190,7 +190,7 @@ def _swap(strides: tuple[int, ...], transposed: bool) -> tuple[int, ...]:
 
 
 def _merge_to_scratch(weight: Tensor, lora_up: Tensor, lora_down: Tensor, scaling: float, dtype) -> Tensor:
-    """W in memory by row, column, input and output channel, seen with its usual four dimensions."""
+    """W in the order row, column, input and output channel in memory, with its usual four dimensions."""
     out, channels, kernel_h, kernel_w = weight.shape
     scratch = weight.new_empty((kernel_h, kernel_w, channels, out), dtype=dtype).permute(3, 2, 0, 1)
     lora_merge(weight, lora_up, lora_down, scaling, scratch)
@@ -201,7 +201,7 @@ def _launch(
     sources, weight, lora_up, lora_down, bias, residual, results, preactivation, scaling,
     activation, slope, tf32, transposed, geometry,
 ) -> None:  # fmt: skip
-    """Starts the kernel that fits: sources and results are one image or two, taken as concatenated."""
+    """Starts the kernel that fits; sources and results are one image each, or two as if concatenated."""
     data, data2 = sources
     output, output2 = results
     dtype = data.dtype
@@ -214,7 +214,7 @@ def _launch(
     pixels = len(output) * math.prod(output.shape[2:])
     processors = images.processors(data.device)
     tile = stays or _streams(dtype, tf32, max(counts[:2]), sum(counts[2:]), pixels, processors)
-    tile_h, tile_w = images.tile_shape(*output.shape[2:], tile.pop("pixels"))
+    tile_h, tile_w = images.tile_shape(output.shape[2], output.shape[3], tile.pop("pixels"))
     tiles_h, tiles_w = triton.cdiv(output.shape[2], tile_h), triton.cdiv(output.shape[3], tile_w)
     tiles, blocks = len(output) * tiles_h * tiles_w, triton.cdiv(sum(counts[2:]), tile["BLOCK_R"])
     align, out_align = images.alignment(list(sources)), images.alignment([*results, residual, preactivation])

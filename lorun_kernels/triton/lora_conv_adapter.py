@@ -1,7 +1,7 @@
 """The gradients of the low-rank convolution's adapter in Triton: a reduction over pixels, in splits.
 
 A program sums dW of one row of taps and of a block of input and of output channels over its pixels,
-multiplies it by its part of down and of up, and adds what that gives: dW never lies in memory.
+multiplies it by its parts of down and of up, and adds the products: dW never is in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _sum_weight_grads(
     TAPS: tl.constexpr = KERNEL[1]
     totals = ()
     for _ in tl.static_range(TAPS):
-        totals = totals + (tl.zeros([channel.shape[0], out.shape[0]], tl.float32),)
+        totals = totals + (tl.zeros([channel.shape[0], out.shape[0]], tl.float32),)  # type: ignore[assignment]
     for tile in range(split, tiles, splits):
         sample, y, x = pixel_tile(tile, tiles_h, tiles_w, TILE_H, TILE_W)
         real = (y < out_height) & (x < out_width)
@@ -44,14 +44,15 @@ def _sum_weight_grads(
             )  # fmt: skip
             at = pixels_at(data, strides, sample, at_y, at_x, channel, ALIGN, INDEX)
             value = tl.load(at, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
-            sums = sums + (tl.dot(tl.trans(value), slope, totals[kx], input_precision=PRECISION),)
+            product = tl.dot(tl.trans(value), slope, totals[kx], input_precision=PRECISION)
+            sums = sums + (product,)  # type: ignore[assignment]
         totals = sums
     return totals
 
 
 @triton.jit
 def _add(to, value, inside, ATOMIC: tl.constexpr):
-    """To a result that other programs add to, or to scratch that nobody else writes."""
+    """Adds to a result that other programs add to as well, or stores to scratch that no other writes."""
     if ATOMIC:
         tl.atomic_add(to, value, mask=inside, sem="relaxed")
     else:
@@ -69,11 +70,11 @@ def _adapter_kernel(
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """The image's channels are those from FIRST on of W.
+    """The image's channels are those of W from FIRST on.
 
     Without ATOMIC, grad_up and grad_down are scratch, in parts of up_part and down_part elements: one of up
-    for each split, row of taps and block of channels, one of down for each split, block of outputs and chunk.
-    So each element is written once.
+    for each split, row of taps and block of channels, and one of down for each split, block of outputs and
+    chunk, so that each element is written once.
     """
     TAPS: tl.constexpr = KERNEL[1]
     split, block = tl.program_id(0), tl.program_id(1)
@@ -118,7 +119,7 @@ def _adapter_kernel(
 
 @triton.jit
 def _sum_parts_kernel(parts, out, count, elements, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr):
-    """out += the parts, in an order that is always the same."""
+    """Adds the parts to out, always in the same order."""
     element = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     total = tl.zeros([BLOCK_P, BLOCK_E], tl.float32)
     for start in range(0, count, BLOCK_P):
@@ -130,7 +131,7 @@ def _sum_parts_kernel(parts, out, count, elements, BLOCK_P: tl.constexpr, BLOCK_
 
 
 def _sum_parts(parts: Tensor | None, out: Tensor | None) -> None:
-    if out is not None:
+    if out is not None and parts is not None:
         grid = (triton.cdiv(out.numel(), 32),)
         _sum_parts_kernel[grid](parts, out, len(parts), out.numel(), BLOCK_P=32, BLOCK_E=32, num_warps=4)
 
@@ -149,7 +150,7 @@ def _tile(dtype: torch.dtype, kernel_w: int, channels: int, out: int) -> dict:
 def _launch(
     grad, data, first, lora_up, lora_down, grad_up, grad_down, scaling, tf32, deterministic, geometry
 ):
-    """One input's part: its channels are those from `first` on of W."""
+    """One input's part of the gradients: its channels are those of W from `first` on."""
     channels, out, dtype = data.shape[1], grad.shape[1], data.dtype
     inner, columns = lora_down.shape
     tile = _tile(dtype, geometry["KERNEL"][1], channels, out)
@@ -163,7 +164,7 @@ def _launch(
     parts = grad_up, grad_down
     if deterministic:
         counts = splits * blocks, splits * out_blocks * chunks
-        # With two inputs, a part of down has elements that are the other's: they add nothing.
+        # With two inputs, a part of down also has the other's elements, which add nothing.
         parts = [
             None if result is None else result.new_zeros((count, *result.shape))
             for result, count in zip(parts, counts, strict=True)

@@ -28,7 +28,7 @@ def _merged_taps(
     CHANNELS: tl.constexpr, WEIGHT_STRIDES: tl.constexpr, KERNEL: tl.constexpr, COLUMNS: tl.constexpr,
     INNER: tl.constexpr, BLOCK_J: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """W of every tap, rounded to DTYPE as the definition's: [channels] each."""
+    """W of every tap, rounded to DTYPE as in the definition, [channels] each."""
     taps = ()
     for tap in tl.static_range(KERNEL[0] * KERNEL[1]):
         place = channel * WEIGHT_STRIDES[0]
@@ -45,7 +45,7 @@ def _merged_taps(
                 right = tl.load(down + (j * COLUMNS)[None, :] + column[:, None], mask=inside, other=0.0)
                 delta += tl.sum(left.to(tl.float32) * right.to(tl.float32), 1)
             merged += scaling * delta
-        taps = taps + (merged.to(DTYPE).to(tl.float32),)
+        taps = taps + (merged.to(DTYPE).to(tl.float32),)  # type: ignore[assignment]
     return taps
 
 
@@ -91,7 +91,7 @@ def _weight_sums_kernel(
     DILATION: tl.constexpr, GRAD_ALIGN: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dW of one tap and one block of channels over one split of the pixels, to sums[split, tap, channel]."""
+    """Stores dW of a tap and a block of channels, over a split of pixels, in sums[split, tap, channel]."""
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     tap, split = tl.program_id(0) % TAPS, tl.program_id(0) // TAPS
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -141,7 +141,7 @@ def _factor_grad_kernel(
 
 
 def _tile(height: int, width: int, channels: int) -> tuple[dict, int, int]:
-    """A tile of 64 pixels, and how many of them an image has down and across."""
+    """A tile of 64 pixels, and the numbers of tiles down and across an image."""
     tile_h, tile_w = images.tile_shape(height, width, 64)
     tile = {
         "TILE_H": tile_h,
@@ -166,9 +166,9 @@ def conv(
     transposed: bool,
     geometry: dict,
 ) -> None:
-    """The convolution of `data`; `transposed`: the gradient of its input, where `data` is the output's."""
+    """The convolution of `data` or, if `transposed`, the gradient of its input from `data`, the output's."""
     channels = data.shape[1]
-    tile, tiles_h, tiles_w = _tile(*output.shape[2:], channels)
+    tile, tiles_h, tiles_w = _tile(output.shape[2], output.shape[3], channels)
     tiles = len(output) * tiles_h * tiles_w
     stored = [residual, preactivation, output]
     align, out_align = images.alignment([data]), images.alignment(stored)
@@ -215,9 +215,9 @@ def grad_adapter(
     scaling: float,
     geometry: dict,
 ) -> None:
-    """Adds to the adapter's gradients, in the same order in every run."""
+    """Adds to the adapter's gradients, always in the same order."""
     channels, taps = data.shape[1], math.prod(geometry["KERNEL"])
-    tile, tiles_h, tiles_w = _tile(*grad.shape[2:], channels)
+    tile, tiles_h, tiles_w = _tile(grad.shape[2], grad.shape[3], channels)
     tiles, blocks = len(grad) * tiles_h * tiles_w, triton.cdiv(channels, tile["BLOCK_C"])
     splits = min(tiles, max(1, 4 * images.processors(data.device) // (taps * blocks)))
     sums = torch.empty((splits, taps, channels), dtype=torch.float32, device=data.device)
@@ -243,7 +243,7 @@ def grad_adapter(
     )
     inner, columns = lora_down.shape
     rows = len(lora_up)
-    # out, the other factor, lines and places of dW and their steps in it, steps of both by line and by j
+    # out, the other factor, lines and places of dW, their steps, and steps of both factors by line and j
     for out, factor, *steps in (
         (grad_up, lora_down, rows, columns, columns, 1, inner, 1, columns, inner, 1),
         (grad_down, lora_up, columns, rows, 1, columns, inner, inner, 1, 1, columns),

@@ -1,4 +1,4 @@
-"""What the Triton kernels of the low-rank convolution do to a tile of sums on its way to memory."""
+"""The end of the Triton kernels of the low-rank convolution: from a tile of sums to the result in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def finish(
     ACTIVATION: tl.constexpr, RESULTS: tl.constexpr, RESULTS2: tl.constexpr,
     ALIGN: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation and residual on a tile of sums, and its way to memory: past RESULTS to output2."""
+    """Applies bias, activation and residual to a tile of sums and stores it, past RESULTS in output2."""
     pixel = ((y < out_height) & (x < out_width))[:, None]
     inside = pixel & (result < RESULTS)[None, :]
     if bias is not None:

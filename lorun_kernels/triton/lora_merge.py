@@ -1,7 +1,7 @@
-"""W = base + scaling * up @ down in Triton: of one layer, of all layers of a stage, and of a tap in a kernel;
-and the gradients of all up and down of a stage.
+"""W = base + scaling * up @ down in Triton: for a layer, for all layers of a stage, for a tap in a kernel;
+and the gradients of all factors of a stage.
 
-Seen as a matrix with the columns of down, W is its adapter's product, whatever the form and the groups.
+As a matrix with the columns of down, the adapter's part of W is up @ down, whatever the form and the groups.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def merged_tap(
 ):  # fmt: skip
     """W[result, source] of one tap as [sources, results]; TRANSPOSED: W[source, result]. groups = 1."""
     BLOCK_J: tl.constexpr = 16
-    # An output channel's weights are that many rows of up @ down, which a tap meets channel by channel.
+    # An output channel's weights are that many rows of up @ down, which a tap crosses channel by channel.
     CHUNKS: tl.constexpr = IN * KERNEL[0] * KERNEL[1] // COLUMNS
     out = source if TRANSPOSED else result
     channel = result if TRANSPOSED else source
@@ -126,7 +126,7 @@ def _merge_stage_kernel(
 
 @triton.jit
 def _weight_grad_tile(grad, row, column, columns, elements, taps, channels):
-    """d W, which lies in channels_last, at [rows, columns] of the matrix up @ down."""
+    """d W, which is in channels_last, at [rows, columns] of the matrix up @ down."""
     f = (row * columns)[:, None] + column[None, :]
     inside = (f < elements) & (column < columns)[None, :]
     tap, channel, out = f % taps, f // taps % channels, f // (taps * channels)
@@ -176,7 +176,7 @@ def _merge_stage_backward_kernel(
     table, ups, downs, grad, grad_ups, grad_downs,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """A program has rows of up or columns of down, all of them: each sum has one owner and one order."""
+    """A program has whole rows of up or whole columns of down: each sum has one owner and one order."""
     layer = table + tl.program_id(0) * 16
     inner, columns = tl.load(layer + 5).to(tl.int32), tl.load(layer + 6).to(tl.int32)
     outs, channels = tl.load(layer + 7).to(tl.int32), tl.load(layer + 8).to(tl.int32)
@@ -227,7 +227,8 @@ def lora_merge(weight: Tensor, lora_up: Tensor, lora_down: Tensor, scaling: floa
 
 
 def lora_merge_stage(table: Tensor, ups: Tensor, downs: Tensor, elements: int, merged: Tensor) -> None:
-    # A program a tile of the largest layer; where rows or columns leave tiles half empty, they take more.
+    # One program for each full tile of the largest layer; if rows or columns leave tiles half empty, a
+    # program takes several.
     programs = triton.cdiv(elements, BLOCK_ROWS * BLOCK_COLUMNS)
     with torch.cuda.device_of(ups):
         _merge_stage_kernel[len(table), programs](table, ups, downs, merged, **TILE)

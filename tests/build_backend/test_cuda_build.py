@@ -1,26 +1,17 @@
-"""_C_cuda: when it is built, for which GPUs, and what is said where it is not used."""
+"""_C_cuda: when it is built, and for which GPUs."""
 
 import importlib
-import json
-import shutil
-import warnings
 from types import SimpleNamespace
 
 import pytest
-import torch
-from test_lorun_build import ROOT, import_extension
-
-from lorun_kernels import _extension
 
 # nvcc's own list, shortened.
 LISTED = "sm_75\nsm_80\nsm_86\nsm_90\nsm_90a\nsm_103\nsm_100\nsm_120\nsm_121\n"
 
-pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs LoRun's source folder")
-
 
 @pytest.fixture
-def cuda_build(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "build_backend")
+def cuda_build(monkeypatch, source_folder):
+    monkeypatch.syspath_prepend(source_folder / "build_backend")
     return importlib.import_module("cuda_build")
 
 
@@ -64,7 +55,7 @@ def test_required_kernels_that_cannot_be_built_say_why(monkeypatch, cuda_build, 
         cuda_build.plan("1", torch_with(cuda))
 
 
-def test_nvcc_is_sought_in_cuda_home_alone_where_that_is_set(monkeypatch, cuda_build, tmp_path):
+def test_nvcc_is_sought_in_cuda_home_alone_if_that_is_set(monkeypatch, cuda_build, tmp_path):
     nvcc = tmp_path / "bin/nvcc"
     nvcc.parent.mkdir()
     nvcc.touch(mode=0o755)
@@ -113,61 +104,7 @@ def test_present_gpus_come_before_the_default(monkeypatch, cuda_build):
     assert cuda_build.architectures("nvcc", present) == ["sm_80"]
 
 
-def load(monkeypatch, tmp_path, record, cuda):
-    monkeypatch.setattr(torch, "__version__", "2.13.0+test")
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    return _extension._load_cuda(record, tmp_path / "_C_cuda.so")
-
-
-@pytest.mark.parametrize(
-    ("record", "cuda", "reason"),
-    [
-        (
-            {"cuda_version": None, "cuda_reason": "switched off by LORUN_CUDA=0"},
-            "13.0",
-            "lorun_kernels was built without CUDA kernels (switched off by LORUN_CUDA=0): set LORUN_CUDA=1",
-        ),
-        ({"cuda_version": "13.0"}, None, "torch 2.13.0+test is built without CUDA"),
-    ],
-)
-def test_a_cpu_only_installation_has_a_reason_and_no_warning(monkeypatch, tmp_path, record, cuda, reason):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert load(monkeypatch, tmp_path, record, cuda).startswith(reason)
-
-
-@pytest.mark.parametrize(
-    ("cuda", "sentence"),
-    [
-        ("12.6", "_C_cuda was built with CUDA 13.0, but torch 2.13.0+test uses CUDA 12.6: run `pip install"),
-        ("13.2", "_C_cuda cannot be loaded ("),
-    ],
-    ids=["another CUDA", "broken library"],
-)
-def test_a_library_that_does_not_fit_is_one_warning(monkeypatch, tmp_path, cuda, sentence):
-    (tmp_path / "_C_cuda.so").write_text("not a library")
-    with pytest.warns(RuntimeWarning) as warned:
-        reason = load(monkeypatch, tmp_path, {"cuda_version": "13.0"}, cuda)
-    assert sentence in reason and "run `pip install" in reason
-    assert [str(warning.message) for warning in warned] == [f"{reason}; until then LoRun has no CUDA kernels"]
-
-
-def test_a_loaded_library_needs_a_gpu(monkeypatch):
-    monkeypatch.setattr(_extension, "_NOT_LOADED", None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _extension.cuda_missing_reason() == "torch sees no CUDA GPU"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert _extension.cuda_missing_reason() is None
-
-
-def test_the_package_works_on_cpu_beside_a_library_that_does_not_fit(tmp_path):
-    compiled = tmp_path / "compiled"
-    compiled.mkdir()
-    shutil.copy(_extension._C.__file__, compiled)
-    record = {"torch": torch.__version__, "cuda_version": "11.8", "cuda_architectures": ["sm_90"]}
-    (compiled / "_build.json").write_text(json.dumps(record))
-    then = "import torch; print(build_info()['cuda_architectures'], torch.cuda.is_initialized())"
-    done = import_extension(compiled, tmp_path, then, before="import torch; torch.version.cuda = '13.0'")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "['sm_90'] False\n"
-    assert done.stderr.count("RuntimeWarning") == 1 and "was built with CUDA 11.8" in done.stderr
+def test_a_failed_compilation_names_the_file(cuda_build, capfd):
+    with pytest.raises(SystemExit, match="nvcc failed at row.cu, with the output above; fix"):
+        cuda_build.call_nvcc(["sh", "-c", "echo of the compiler >&2; exit 2", "row.cu"])
+    assert capfd.readouterr().out.endswith("row.cu\nof the compiler\n")

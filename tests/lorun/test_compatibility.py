@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compatibility import HELP, flags, model_outputs, op_schemas, parameters, printed_by
+
+from tests.lorun.compatibility import HELP, flags, model_outputs, op_schemas, parameters, printed_by
 
 DATA = Path(__file__).parents[1] / "data"
 BEFORE = json.loads((DATA / "compatibility.json").read_text())

@@ -1,5 +1,5 @@
-// The CUDA kernels as torch ops, lorun_cuda::*, bound through torch's stable ABI only: one build serves every
-// torch from 2.11 on.
+// The CASSI kernels as torch ops, lorun_cuda::*, bound through torch's stable ABI only: one build serves
+// every torch from 2.11 on.
 //
 // _C checks arguments in the user's terms before it calls these. The checks here keep a direct call from
 // reading or writing outside a tensor.
@@ -40,7 +40,7 @@ Problem make_problem(const char* name, const Tensor& cube, const Offsets& offset
   STD_TORCH_CHECK(sizes.size() == 4 && cube.numel() > 0 && sizes[1] <= kMaxBands, name,
                   " must be (B, C, H, W), not empty, with at most ", kMaxBands, " bands, got ",
                   describe(sizes, cube.scalar_type()));
-  STD_TORCH_CHECK(static_cast<int64_t>(offsets.size()) == sizes[1], "offsets must hold one offset a band, ",
+  STD_TORCH_CHECK(static_cast<int64_t>(offsets.size()) == sizes[1], "offsets must hold one offset per band, ",
                   sizes[1], ", got ", offsets.size());
   const auto [least, most] = std::minmax_element(offsets.begin(), offsets.end());
   STD_TORCH_CHECK(*least >= 0 && *most <= std::numeric_limits<int32_t>::max(),
@@ -56,7 +56,8 @@ Problem make_problem(const char* name, const Tensor& cube, const Offsets& offset
   return problem;
 }
 
-// One call of an op, with what its tensors must agree in. An absent tensor becomes a view with null data.
+// One call of an op: the properties that its tensors must share. An absent tensor becomes a view with null
+// data.
 class Call : public DeviceCall {
  public:
   Call(const char* name, const Tensor& cube, const Offsets& offsets)
@@ -146,8 +147,8 @@ void cassi_step_backward(const Tensor& grad, const MaybeTensor& residual, const 
                          const MaybeTensor& grad_x, const MaybeTensor& grad_y, const MaybeTensor& grad_mask,
                          const MaybeTensor& grad_scale) {
   STD_TORCH_CHECK(residual || !(grad_mask || grad_scale),
-                  "residual must be given where grad_mask or grad_scale is wanted, got None");
-  STD_TORCH_CHECK(x || !grad_mask, "x must be given where grad_mask is wanted, got None");
+                  "residual must be given if grad_mask or grad_scale is wanted, got None");
+  STD_TORCH_CHECK(x || !grad_mask, "x must be given if grad_mask is wanted, got None");
   const Call call("grad", grad, offsets);
   call.check_launch(step_backward(
       call.problem, hqs ? Step::kHqs : Step::kPgd, call.cube("grad", grad),

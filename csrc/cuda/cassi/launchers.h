@@ -1,4 +1,4 @@
-// Launchers of the CUDA kernels: raw device pointers and a stream, no torch headers.
+// Launchers of the CASSI kernels: raw device pointers and a stream, no torch headers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,14 +18,14 @@ cudaError_t adjoint(const Problem& problem, Measurement y, Cube mask, Cube x, cu
 cudaError_t mask_grad(const Problem& problem, Cube x, Measurement y, Cube grad_mask, cudaStream_t stream);
 
 // out = x - Phi^T (factor * residual), residual = Phi x - y. out may be x itself. scale holds one accumulator
-// per sample, scale_stride apart. residual, where wanted, holds accumulators.
+// per sample, scale_stride elements apart. residual, if wanted, holds accumulators.
 cudaError_t step(const Problem& problem, Step step, Cube x, Measurement y, Cube mask, const void* scale,
                  int64_t scale_stride, Cube out, Measurement residual, cudaStream_t stream);
 
-// The gradients of `step` from that of its output and from the residual that it stored. With u = Phi grad and
-// v = factor * u: grad_x = grad - Phi^T v, grad_y = v, and where wanted grad_mask (summed as in mask_grad, in
-// accumulators; needs x) and grad_scale, (B, H) contiguous accumulators, one sum a row. Every output and,
-// where no output needs them, residual and x may have null data.
+// The gradients of `step` from the gradient of its output and from the residual that it stored. With u = Phi
+// grad and v = factor * u: grad_x = grad - Phi^T v, grad_y = v, grad_mask is summed as in mask_grad, in
+// accumulators (it needs x), and grad_scale is (B, H) contiguous accumulators, one sum per row. Every output
+// may have null data; so may residual and x, if no output needs them.
 cudaError_t step_backward(const Problem& problem, Step step, Cube grad, Measurement residual, Cube x,
                           Cube mask, const void* scale, int64_t scale_stride, Cube grad_x, Measurement grad_y,
                           Cube grad_mask, void* grad_scale, cudaStream_t stream);

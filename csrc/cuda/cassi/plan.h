@@ -1,4 +1,4 @@
-// How a block lays out one row of a problem in shared memory: decided on the host, followed in row.cuh.
+// How a block lays out one row of a problem in shared memory: decided on the host here, followed in row.cuh.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,8 +20,8 @@ struct Tile {
   int band, column;
 };
 
-// How the rows of a cube travel to or from their tile: as lines of words, each word one load or store. A line
-// is a band or, where the bands of a column lie side by side, a column.
+// How the rows of a cube are copied to or from their tile: as lines of words, one load or store per word. A
+// line is a band or, if the bands of a column are contiguous, a column.
 struct Staging {
   Tile tile;
   int word_bytes;
@@ -33,13 +33,14 @@ struct Staging {
   int shared_line, shared_word;
 };
 
-// n / d is (n * reciprocal(d)) >> kReciprocalBits while n * d < 2^40: rows in shared memory are far smaller.
+// n / d is (n * reciprocal(d)) >> kReciprocalBits as long as n * d < 2^40: rows in shared memory are far
+// smaller.
 constexpr int kReciprocalBits = 40;
 constexpr uint64_t reciprocal(int64_t d) { return ((uint64_t{1} << kReciprocalBits) + d - 1) / d; }
 
 inline bool bands_side_by_side(const Cube& cube) { return cube.band == 1 && cube.column != 1; }
 
-// Shared memory handed out from its start, aligned to the widest word.
+// Hands out shared memory from its start, in pieces aligned to the widest word.
 class SharedMemory {
  public:
   int take(int64_t bytes) {
@@ -48,14 +49,14 @@ class SharedMemory {
     return static_cast<int>(offset);
   }
 
-  // A tile with the order of `cube`, so that a row of it is copied in words.
+  // A tile in the memory order of `cube`, so that a row is copied in words.
   template <typename T>
   Tile take_tile(const Problem& problem, const Cube& cube) {
     if (!bands_side_by_side(cube)) {
       const int offset = take(problem.bands * problem.width * int64_t{sizeof(T)});
       return {offset, static_cast<int>(problem.width), 1};
     }
-    // Columns an even number of 16-byte words apart meet in too few banks.
+    // Columns that are an even number of 16-byte words apart share too few banks.
     const int64_t pad = problem.bands * sizeof(T) % 32 == 0 ? 16 / sizeof(T) : 0;
     const int64_t pitch = problem.bands + pad;
     return {take(problem.width * pitch * int64_t{sizeof(T)}), 1, static_cast<int>(pitch)};
@@ -90,13 +91,13 @@ Staging plan_staging(const Problem& problem, const Cube& cube, const Tile& tile)
   const int64_t shared_element = columns ? tile.band : tile.column;
   int64_t word_bytes = sizeof(T);
   if (global_element == 1 && shared_element == 1) {
-    // Lines that follow one another are one long line.
+    // Contiguous lines are one long line.
     if (lines == 1 || (global_line == length && shared_line == length)) {
       length *= lines;
       lines = 1;
       global_line = shared_line = 0;
     }
-    // The lowest set bit is what the start of every line is aligned to.
+    // The lowest set bit is the alignment that the starts of all lines have in common.
     const int64_t starts = cube.batch | cube.row | global_line | shared_line | length;
     const uint64_t bits = reinterpret_cast<uintptr_t>(cube.data) | static_cast<uint64_t>(starts) * sizeof(T);
     word_bytes = bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : word_bytes;
@@ -114,19 +115,20 @@ Staging plan_staging(const Problem& problem, const Cube& cube, const Tile& tile)
           static_cast<int>(shared_element)};
 }
 
-// Enough threads for as few passes over the measured columns as a block can make, spread evenly over the
-// passes.
+// Enough threads for as few passes over the measured columns as a block can make, with the columns spread
+// evenly over the passes.
 inline int threads_for(const Problem& problem) {
   const int64_t passes = (problem.measured + kMaxThreads - 1) / kMaxThreads;
   return static_cast<int>((problem.measured + 32 * passes - 1) / (32 * passes) * 32);
 }
 
-// Whether a block sums the samples of its row, one after another, instead of working on one of them.
+// Whether a block sums over the samples of its row, one after another, instead of working on one of them.
 LORUN_HOST_DEVICE bool sums_batch(const Cube& grad_mask) {
   return grad_mask.data != nullptr && grad_mask.batch == 0;
 }
 
-// Calls launch with a value of the problem's type, and how much shared memory it may use.
+// Calls `launch` with a value of the problem's element type and the bytes of shared memory that a block may
+// use.
 template <typename Launch>
 cudaError_t dispatch(const Problem& problem, Launch launch) {
   if (problem.batch == 0 || problem.bands == 0 || problem.height == 0 || problem.width == 0) {

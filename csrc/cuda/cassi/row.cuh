@@ -10,7 +10,7 @@
 
 namespace lorun::cassi::cuda {
 
-// So many independent loads of a thread are in flight together.
+// The number of independent loads that a thread has in flight.
 constexpr int kInFlight = 4;
 
 __device__ __forceinline__ double widen(double value) { return value; }
@@ -33,13 +33,13 @@ struct RowId {
   int64_t sample, row;
 };
 
-// One block a row: the number of blocks, and so every row, is below 2^31.
+// There is one block per row: the number of blocks, and so every row index, is below 2^31.
 __device__ __forceinline__ RowId row_of_block(const Problem& problem) {
   const unsigned height = static_cast<unsigned>(problem.height);
   return {blockIdx.x / height, blockIdx.x % height};
 }
 
-// A row of a cube, whole bands in global memory (64-bit strides) or in shared memory (32-bit strides).
+// A row of a cube with all its bands, in global memory (64-bit strides) or in shared memory (32-bit strides).
 template <typename T, typename Index>
 struct Row {
   T* data;
@@ -126,7 +126,8 @@ __device__ __forceinline__ void store_tile(T* row, const T* tile, const Staging&
   }
 }
 
-// A row to read: brought into its tile, or left in global memory. The caller synchronises before it reads.
+// A row to read: copied into its tile, or left in global memory. The caller must synchronise before reading
+// it.
 template <typename T, bool kStaged>
 __device__ __forceinline__ auto input_row(const Cube& cube, const Staging& staging, RowId at) {
   const auto row = global_row<T>(cube, at);
@@ -138,7 +139,7 @@ __device__ __forceinline__ auto input_row(const Cube& cube, const Staging& stagi
   }
 }
 
-// A row to write, with finish_row once it is complete.
+// A row to write; call finish_row once it is complete.
 template <typename T, bool kStaged>
 __device__ __forceinline__ auto output_row(const Cube& cube, const Staging& staging, RowId at) {
   if constexpr (kStaged) {
@@ -156,7 +157,7 @@ __device__ __forceinline__ void finish_row(const Cube& cube, const Staging& stag
   }
 }
 
-// A row of a mask. A flat mask (one row for all bands) is brought into shared memory at `offset`.
+// A row of a mask. A flat mask (one row for all bands) is copied into shared memory at `offset`.
 template <typename T, bool kFlat>
 __device__ __forceinline__ auto mask_row(const Problem& problem, const Cube& mask, int offset, RowId at) {
   const auto row = global_row<T>(mask, at);
@@ -172,7 +173,7 @@ __device__ __forceinline__ auto mask_row(const Problem& problem, const Cube& mas
   }
 }
 
-// The mask of one column as a function of the band; a flat mask is read once.
+// The mask of one column, as a function of the band; a flat mask is read once.
 template <bool kFlat, typename MaskRow>
 __device__ __forceinline__ auto mask_column(const MaskRow& mask, int w) {
   if constexpr (kFlat) {
@@ -195,7 +196,7 @@ __device__ __forceinline__ const acc_t<T>* load_measured(const Problem& problem,
   return tile;
 }
 
-// What the bands bring to one measured pixel: their masked sum, and the sum of the squared masks.
+// What the bands contribute to one measured pixel: their masked sum, and the sum of the squared masks.
 template <typename A>
 struct Gathered {
   A sum, gram;
@@ -227,7 +228,7 @@ __device__ __forceinline__ Gathered<A> gather(const Problem& problem, const Cube
   return gathered;
 }
 
-// row(c, w) = column(w)(c). A column may read the row, at its own place.
+// row(c, w) = column(w)(c). column(w) may read the row, at column w.
 template <typename CubeRow, typename Column>
 __device__ __forceinline__ void fill_row(const Problem& problem, const CubeRow& row, Column column) {
   const int bands = static_cast<int>(problem.bands);
@@ -252,7 +253,8 @@ __device__ __forceinline__ void fill_row(const Problem& problem, const CubeRow& 
   }
 }
 
-// The samples that a block sums into its row of a mask's gradient, in order, so that no two blocks share one.
+// The samples that a block sums into its row of a mask's gradient, in order, so that no two blocks write to
+// the same row.
 struct Samples {
   int64_t first, last, row;
 };
@@ -265,7 +267,8 @@ __device__ __forceinline__ Samples samples_of_block(const Problem& problem, cons
   return {at.sample, at.sample + 1, at.row};
 }
 
-// Adds gradient(c, w) to a mask's gradient, summed over the bands where they share it; `first` starts it.
+// Adds gradient(c, w) to a mask's gradient, summed over the bands if they share it; `first` starts
+// the sum.
 template <typename A, typename Gradient>
 __device__ __forceinline__ void add_mask_gradient(const Problem& problem, const Cube& grad_mask, RowId at,
                                                   bool first, Gradient gradient) {

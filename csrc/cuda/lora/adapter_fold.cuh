@@ -1,4 +1,4 @@
-// What a block does with its part of dW: grad_up += scaling * dW @ down^T, grad_down += scaling * up^T @ dW.
+// From a block's part of dW to gradients: grad_up += scaling * dW @ down^T, grad_down += scaling * up^T @ dW.
 #pragma once
 
 #include "cuda/lora/adapter_plan.h"
@@ -7,18 +7,18 @@
 
 namespace lorun::lora::cuda {
 
-// Elements of `inner` that a thread sums together.
+// Elements of `inner` that a thread sums at once.
 constexpr int kFoldInner = 4;
 
-// A block's part of dW, clipped to what there is: its place i, of an output channel, is input channel
-// i / (rows * columns), row i / columns % rows, column i % columns of the part.
+// A block's part of dW, clipped to W. Place i of an output channel is input channel i / (rows * columns), row
+// i / columns % rows, column i % columns of the part.
 struct WeightPart {
   int first_channel, channels, first_row, rows, first_column, columns, first_out, outs;
 
   __device__ __forceinline__ int places() const { return channels * rows * columns; }
 };
 
-// Where sums go: every block adds to the same, or alone writes what belongs to it.
+// Where sums go: all blocks add to the same memory, or each writes alone to its own.
 struct FoldResult {
   float* data;
   bool alone;
@@ -32,8 +32,8 @@ struct FoldResult {
   }
 };
 
-// dW in shared memory, and where its places lie: place i of output channel o belongs to row o * chunks +
-// chunk[i] of up and to a column of down.
+// dW in shared memory, and where its places belong: place i of output channel o to row o * chunks + chunk[i]
+// of up and to column[i] of down.
 struct FoldTable {
   const float* weights;
   int pitch, places, chunks;
@@ -50,7 +50,7 @@ struct FoldTable {
     }
   }
 
-  // The first place whose chunk is not below `bound`: chunks do not decrease.
+  // The first place whose chunk is not below `bound`; chunks never decrease.
   __device__ __forceinline__ int first_of(int bound) const {
     int low = 0, high = places;
     while (low < high) {
@@ -65,7 +65,7 @@ struct FoldTable {
   }
 };
 
-// A lane has an output channel: it sums over the places of each chunk.
+// Each lane has one output channel and sums over the places of each chunk.
 template <typename U>
 __device__ __forceinline__ void fold_up(const FoldTable& table, const Weight& weight, const WeightPart& part,
                                         const FoldResult& result) {
@@ -109,7 +109,8 @@ __device__ __forceinline__ void fold_up(const FoldTable& table, const Weight& we
   }
 }
 
-// A lane has a place: it sums over the output channels. Where each block writes alone, chunk_elements apart.
+// Each lane has one place and sums over the output channels. If each block writes alone, the results of
+// different chunks are chunk_elements apart.
 template <typename U>
 __device__ __forceinline__ void fold_down(const FoldTable& table, const Weight& weight,
                                           const WeightPart& part, const FoldResult& result,

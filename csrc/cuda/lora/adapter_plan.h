@@ -1,4 +1,4 @@
-// How the gradient of an adapter is cut into blocks: decided on the host, followed by the kernel.
+// How the gradient of an adapter is divided into blocks: decided on the host, followed by the kernel.
 #pragma once
 
 #include <algorithm>
@@ -11,22 +11,23 @@
 namespace lorun::lora::cuda {
 
 constexpr int kAdapterWarps = 4;
-// A unit is dW of one tap and 16 input channels, by the output channels of the block; a warp has a few.
+// A unit is dW of one tap and 16 input channels, by the output channels of the block; a warp has this many.
 constexpr int kAdapterUnits = 5;
 constexpr int kAdapterOuts = 32;
 constexpr int kAdapterTileHeight = 8, kAdapterTileWidth = 16;
 constexpr int kAdapterPixels = kAdapterTileHeight * kAdapterTileWidth;
 constexpr int kAdapterStages = 2;
-// Elements behind each pixel in shared memory: 8 pixels of 16 bytes, or 4 of 32, lie in different banks.
+// Padding after each pixel in shared memory, in elements: 8 pixels of 16 bytes, or 4 of 32, are in different
+// banks.
 constexpr int kAdapterPad = 8;
-// So many blocks, two for each multiprocessor of a large GPU, where each has at least two tiles.
+// The number of blocks if each has at least two tiles: two for each multiprocessor of a large GPU.
 constexpr int kAdapterBlocks = 256;
-// Every GPU from sm_80 on has this much for a block.
+// Bytes that a block may use on every GPU from sm_80 on.
 constexpr int64_t kAdapterShared = 99 * 1024;
 
-// A block sums dW of `channels` input channels, of `rows` by `columns` taps and of kAdapterOuts output
-// channels over tiles of pixels, every `splits`-th of all. Its pixels of the input, those of a tile and what
-// the taps reach beside it, are a window: every step-th pixel of the image.
+// A block sums dW of `channels` input channels, `rows` by `columns` taps and kAdapterOuts output channels
+// over every `splits`-th tile of pixels. The input pixels that it reads, those of a tile and those around it
+// that the taps reach, are a window: every step-th pixel of the image.
 struct AdapterPlan {
   int channels, rows, columns;
   int row_blocks, column_blocks, out_blocks;
@@ -36,9 +37,9 @@ struct AdapterPlan {
   int step_y, step_x;
   int pixel_step_y, pixel_step_x, tap_step_y, tap_step_x;  // distances in the window
   int window_h, window_w;
-  int pitch, out_pitch;  // elements from a pixel to the next
+  int pitch, out_pitch;  // elements from one pixel to the next
   int window_elements, stage_elements;
-  int weight_pitch;  // floats from an output channel of dW to the next
+  int weight_pitch;  // floats from one output channel of dW to the next
   int64_t shared;
 };
 
@@ -77,13 +78,13 @@ inline AdapterPlan lay_out_adapter(const Problem& problem, int channels, int row
   plan.stage_elements = static_cast<int>(stage);
   const int places = channels * rows * columns;
   plan.weight_pitch = places | 1;
-  // dW and what is known of its places take the stages' memory in the end.
+  // In the end, dW and the table of its places take the stages' memory.
   const int64_t weights = (int64_t{kAdapterOuts} * plan.weight_pitch + 2 * places) * 4;
   plan.shared = std::max(kAdapterStages * stage * bytes, weights);
   return plan;
 }
 
-// As many taps in a block as there are, so that it reads the gradient once, if 32 channels of them fit.
+// A block has all taps, so that it reads the gradient once, if they fit with 32 channels.
 inline AdapterPlan plan_adapter(const Problem& problem) {
   int tiles = std::min(divide_up(problem.in_channels, 16), 8);
   int rows = problem.kernel_h, columns = problem.kernel_w;

@@ -8,8 +8,8 @@
 
 namespace lorun::lora::cuda {
 
-// The most bytes, up to 16, that every pixel of the images begins at a multiple of, and each of these counts
-// of channels ends at. Images that are not there do not matter.
+// The most bytes, up to 16, that the address of every pixel and each of these numbers of channels are
+// multiples of. Images with null data do not count.
 inline int common_bytes(int element_bytes, std::initializer_list<Image> images,
                         std::initializer_list<int64_t> channels) {
   uint64_t bits = 16;

@@ -1,4 +1,5 @@
-// Which pixels of an image the pixels of a result meet: of a convolution, and of the gradient of its input.
+// Which pixels of an image each pixel of a result is computed from, in a convolution and in the gradient of
+// its input.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,9 +11,9 @@
 
 namespace lorun::lora::cuda {
 
-// One dimension of the pixels that a launch computes. Pixel i of them is pixel out_first + i * out_step of
-// the result; its tap t multiplies pixel in_first + i * in_step + t * tap_step of the image, 0 where there is
-// none, by the weight's kernel_first + t * kernel_step.
+// One dimension of the pixels that a launch computes. Their pixel i is pixel out_first + i * out_step of the
+// result; its tap t multiplies pixel in_first + i * in_step + t * tap_step of the image, which is 0 outside
+// of the image, by element kernel_first + t * kernel_step of the weight.
 struct Axis {
   int count, out_first, out_step;
   int in_size, in_first, in_step;
@@ -23,7 +24,7 @@ inline Axis forward_axis(int in_size, int out_size, int kernel, int stride, int 
   return {out_size, 0, 1, in_size, -padding, stride, kernel, dilation, 0, 1};
 }
 
-// Pixels phase, phase + stride, ... of the gradient of an image of `size` pixels: all of them meet the same
+// Pixels phase, phase + stride, ... of the gradient of an image of `size` pixels: all of them use the same
 // taps, those with (pixel + padding - tap * dilation) % stride = 0, so they are a convolution of stride 1.
 inline Axis grad_axis(int phase, int size, int grad_size, int kernel, int stride, int padding, int dilation) {
   const int common = std::gcd(stride, dilation);
@@ -57,7 +58,7 @@ inline Axes forward_axes(const Problem& problem) {
                        problem.padding_w, problem.dilation_w)};
 }
 
-// Calls launch with the axes of every phase of the gradient, until one fails.
+// Calls `launch` with the axes of every phase of the gradient until a call fails.
 template <typename Launch>
 cudaError_t for_phases(const Problem& problem, const Launch& launch) {
   for (int y = 0; y < std::min(problem.stride_h, problem.height); ++y) {

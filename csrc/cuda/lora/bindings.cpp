@@ -1,4 +1,4 @@
-// The low-rank convolution's CUDA kernels as torch ops, lorun_cuda::*: see cassi/bindings.cpp.
+// The low-rank convolution's kernels as torch ops, lorun_cuda::*, bound as in cuda/cassi/bindings.cpp.
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
@@ -115,7 +115,7 @@ void check_stack(const DeviceCall& call, const char* name, const Tensor& stack) 
   DeviceCall::check_contiguous(name, stack);
 }
 
-// What the table's rows say is not looked at: it lies on the GPU.
+// The contents of the table are not checked, because they are on the GPU.
 void check_stage(const DeviceCall& call, const Tensor& table, const Tensor& ups, const Tensor& downs) {
   STD_TORCH_CHECK(table.dim() == 2, "table must be (layers, 16), got ",
                   describe(table.sizes(), table.scalar_type()));
@@ -135,7 +135,7 @@ void lora_merge_stage(const Tensor& table, const Tensor& ups, const Tensor& down
   check_stage(call, table, ups, downs);
   check_stack(call, "merged", merged);
   STD_TORCH_CHECK(elements > 0 && elements <= std::min<int64_t>(merged.numel(), INT_MAX),
-                  "elements must be from 1 to those of merged, got ", elements);
+                  "elements must be from 1 to the number of elements of merged, got ", elements);
   call.check_launch(merge_stage(static_cast<const StageLayer*>(table.data_ptr()),
                                 static_cast<int32_t>(table.size(0)), elements, ups.data_ptr(),
                                 downs.data_ptr(), kernel_dtype("ups", ups), merged.data_ptr(),
@@ -154,7 +154,8 @@ void lora_merge_stage_backward(const Tensor& table, const Tensor& ups, const Ten
   DeviceCall::check_contiguous("grad_downs", grad_downs);
   const int64_t most = std::min<int64_t>(grad.numel(), INT_MAX);
   STD_TORCH_CHECK(rows > 0 && rows <= most && columns > 0 && columns <= most,
-                  "rows and columns must be from 1 to the elements of grad, got ", rows, " and ", columns);
+                  "rows and columns must be from 1 to the number of elements of grad, got ", rows, " and ",
+                  columns);
   call.check_launch(merge_stage_backward(
       static_cast<const StageLayer*>(table.data_ptr()), static_cast<int32_t>(table.size(0)), rows, columns,
       ups.data_ptr(), downs.data_ptr(), kernel_dtype("ups", ups), grad.data_ptr(), kernel_dtype("grad", grad),

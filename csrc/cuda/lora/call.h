@@ -1,4 +1,4 @@
-// The arguments of the low-rank convolution's ops, checked and put into the launchers' terms.
+// The arguments of the low-rank convolution's ops, checked and converted to those of the launchers.
 #pragma once
 
 #include <climits>
@@ -36,7 +36,7 @@ inline void check_dims(const char* name, const Tensor& tensor, int64_t dims) {
                   describe(tensor.sizes(), tensor.scalar_type()));
 }
 
-// An image, whatever the number of its elements, and its sizes.
+// The sizes of an image, which may have any number of elements.
 inline IntHeaderOnlyArrayRef image_sizes(const char* name, const Tensor& image) {
   const auto sizes = image.sizes();
   STD_TORCH_CHECK(sizes.size() == 4 && *std::max_element(sizes.begin(), sizes.end()) <= INT_MAX, name,
@@ -60,7 +60,7 @@ struct Geometry {
   int64_t out_size(int d, int64_t size) const {
     const int64_t padded = size + 2 * padding[d];
     STD_TORCH_CHECK(padded >= reach(d) && padded <= INT_MAX, "the padded input must be from ", reach(d),
-                    ", which the dilated kernel reaches, to 2^31 - 1 pixels high and wide, got ", padded);
+                    " (the reach of the dilated kernel) to 2^31 - 1 pixels high and wide, got ", padded);
     return (padded - reach(d)) / stride[d] + 1;
   }
 
@@ -73,10 +73,10 @@ struct Geometry {
   }
 };
 
-// One convolution: what its tensors must agree in.
+// One convolution: the properties that its tensors must share.
 class ConvCall : public DeviceCall {
  public:
-  // `image` has the input's batch and size; the input has in_channels, in_channels2 of them in a second.
+  // `image` has the input's batch and size; the last in_channels2 of in_channels are in a second input.
   ConvCall(const char* name, const Tensor& image, int64_t in_channels, int64_t in_channels2,
            int64_t out_channels, const Geometry& geometry, bool tf32)
       : DeviceCall(name, image),
@@ -91,7 +91,7 @@ class ConvCall : public DeviceCall {
     return view(name, tensor, problem.out_channels, problem.out_height, problem.out_width);
   }
 
-  // W is `base`, if given, and its adapter, if given.
+  // W consists of `base`, if given, and of the adapter, if given.
   Weight weight(const MaybeTensor& base, const MaybeTensor& up, const MaybeTensor& down,
                 double scaling) const {
     STD_TORCH_CHECK(up.has_value() == down.has_value(), "lora_up and lora_down must be given together");
@@ -110,7 +110,7 @@ class ConvCall : public DeviceCall {
       set_adapter(weight, *this, *up, *down, first.scalar_type(), scaling,
                   {problem.out_channels, in_group(), problem.kernel_h, problem.kernel_w});
       STD_TORCH_CHECK(problem.groups > 1 || row_of_out() % weight.columns == 0,
-                      "lora_down must have columns that divide an output channel's ", row_of_out(),
+                      "the columns of lora_down must divide an output channel's ", row_of_out(),
                       " weights, got ", weight.columns);
     }
     return weight;
@@ -134,7 +134,7 @@ class ConvCall : public DeviceCall {
     weight.column_stride = strides[3];
   }
 
-  // shape: of W, each of whose elements belongs to one of up @ down.
+  // `shape` is that of W; each of its elements belongs to one of up @ down.
   static void set_adapter(Weight& weight, const DeviceCall& call, const Tensor& up, const Tensor& down,
                           ScalarType dtype, double scaling, std::initializer_list<int64_t> shape) {
     int64_t elements = 1;
@@ -168,8 +168,8 @@ class ConvCall : public DeviceCall {
     geometry.check();
     const int64_t groups = geometry.groups;
     STD_TORCH_CHECK(groups == 1 || (groups == in_channels && groups == out_channels),
-                    "groups must be 1, or the ", in_channels, " input and ", out_channels,
-                    " output channels alike, got ", groups);
+                    "groups must be 1, or equal both the ", in_channels, " input and the ", out_channels,
+                    " output channels, got ", groups);
     const int64_t elements =
         out_channels * (in_channels / groups) * geometry.kernel_size[0] * geometry.kernel_size[1];
     STD_TORCH_CHECK(in_channels > 0 && out_channels > 0 && elements <= INT_MAX,
@@ -207,9 +207,8 @@ class ConvCall : public DeviceCall {
     }
     check(name, *tensor, dtype_, {problem.batch, channels, height, width});
     const auto strides = tensor->strides();
-    STD_TORCH_CHECK(channels == 1 || strides[1] == 1, name,
-                    " must have its channels side by side, stride 1, got ", strides[1],
-                    "; call .contiguous(memory_format=torch.channels_last) on it");
+    STD_TORCH_CHECK(channels == 1 || strides[1] == 1, name, " must have contiguous channels, stride 1, got ",
+                    strides[1], "; call .contiguous(memory_format=torch.channels_last) on it");
     return {tensor->data_ptr(), strides[0], strides[2], strides[3]};
   }
 

@@ -2,7 +2,8 @@
 // gradient of its inputs, which is the same with W transposed.
 //
 // A block keeps the weights of its slice of output channels, merged once, and walks over tiles of pixels:
-// while it multiplies one stage, the next is on its way.
+// while it multiplies one stage, the next one is being
+// copied.
 #include "cuda/lora/launchers.h"
 
 #include <algorithm>
@@ -18,17 +19,17 @@ namespace lorun::lora::cuda {
 namespace {
 
 constexpr int kMaxThreads = 256;
-// Tiles of 16 pixels of a warp.
+// The number of 16-pixel tiles of a warp.
 constexpr int kPixelTiles = 2;
 
-// A position in the stages of a block's tiles, one after another.
+// A position in the sequence of all stages of a block's tiles.
 struct Cursor {
   int index;
   Tile tile;
   Part part;
 };
 
-// Starts the next stage on its way.
+// Starts to copy the next stage.
 template <typename T>
 __device__ __forceinline__ void fetch(const Task& task, Cursor& at, int tile_step, int buffer) {
   const Plan& plan = task.plan;
@@ -43,7 +44,7 @@ __device__ __forceinline__ void fetch(const Task& task, Cursor& at, int tile_ste
   __pipeline_commit();
 }
 
-// Where the warp's pixel m of a tile lies in it.
+// The place of pixel m within a tile.
 __device__ __forceinline__ int row_in_tile(const Plan& plan, int m) { return m >> plan.tile_width_log2; }
 __device__ __forceinline__ int column_in_tile(const Plan& plan, int m) { return m & (plan.tile_width - 1); }
 
@@ -113,7 +114,7 @@ __device__ __forceinline__ void finish_tile(const Task& task, const Tile& tile, 
   }
 }
 
-// Float needs more registers than two blocks beside each other leave.
+// Float needs more registers than two blocks at a time leave.
 template <typename Math, int kColumns>
 constexpr int kBlocksBeside =
     std::is_same_v<Math, Fma> || (sizeof(typename Math::Element) == 4 && kColumns == 4) ? 1 : 2;

@@ -1,5 +1,5 @@
 // The gradients of the adapter of a convolution: each block sums its part of dW over its pixels in registers
-// and multiplies it by its parts of down and up, so that dW never lies in memory.
+// and multiplies it by its parts of down and up, so that dW is never in global memory.
 #include <algorithm>
 
 #include "cuda/lora/adapter_fold.cuh"
@@ -14,10 +14,10 @@ namespace {
 
 constexpr int kThreads = 32 * kAdapterWarps;
 constexpr int kOutTiles = kAdapterOuts / kTile;
-// Of a warp, where the kernel has one tap.
+// The units of a warp if the kernel has one tap.
 constexpr int kFewUnits = 2;
 
-// How pixels come into shared memory: in copies of so many bytes, by so many neighbouring threads.
+// How pixels are copied into shared memory: `bytes` in each copy, by `lanes` neighbouring threads.
 struct Copies {
   int bytes, lanes;
 };
@@ -34,7 +34,8 @@ struct AdapterTask {
   bool alone;  // whether they are parts
 };
 
-// Pixels of an image: every step-th from the first, `rows` by `columns` of them; those outside are 0.
+// Pixels of an image: every step-th from the first, `rows` by `columns` of them; those outside of
+// the image are 0.
 struct Window {
   int64_t sample;
   int first_y, first_x, step_y, step_x, rows, columns, height, width;
@@ -80,8 +81,8 @@ __device__ __forceinline__ void copy_window(const ImagePair& images, const Windo
   }
 }
 
-// A tile of pixels and what its taps reach. Channels that there are not stay what they were: they do not
-// reach the others' sums.
+// A tile of pixels and what its taps reach. Channels that do not exist are left as they were: they do not
+// affect the others' sums.
 template <typename T>
 __device__ __forceinline__ void fetch(const AdapterTask& task, const WeightPart& part, int64_t tile,
                                       T* stage) {
@@ -110,7 +111,7 @@ __device__ __forceinline__ void fetch(const AdapterTask& task, const WeightPart&
   __pipeline_commit();
 }
 
-// A warp's unit of dW: where it begins in the window, and what it is.
+// A warp's unit of dW: where it begins in the window, and which part of dW it is.
 struct Unit {
   int offset;
   int channel, row, column;  // of the part
@@ -130,7 +131,7 @@ __device__ __forceinline__ Unit unit_at(const AdapterPlan& plan, const WeightPar
   return unit;
 }
 
-// The first kUnits of a warp's units, also those that do not exist: without branches, the loads of one
+// The first kUnits of a warp's units, even those that do not exist: without branches, the loads of one
 // overlap the products of another.
 template <typename Math, int kUnits>
 __device__ __forceinline__ void multiply(const AdapterPlan& plan, const typename Math::Element* stage,
@@ -215,7 +216,7 @@ template <typename Math>
 __global__ void __launch_bounds__(kThreads) adapter_kernel(const __grid_constant__ AdapterTask task) {
   using T = typename Math::Element;
   const AdapterPlan& plan = task.plan;
-  // Blocks that follow one another read the same pixels.
+  // Consecutive blocks read the same pixels.
   const int split = blockIdx.x / (plan.parts * plan.out_blocks);
   const int block = blockIdx.x / plan.out_blocks % plan.parts;
   const int out_block = static_cast<int>(blockIdx.x) % plan.out_blocks;
@@ -257,7 +258,7 @@ __global__ void __launch_bounds__(kThreads) adapter_kernel(const __grid_constant
   }
 }
 
-// Threads beside each other move the channels of one pixel.
+// Neighbouring threads copy the channels of one pixel.
 Copies plan_copies(const Problem& problem, const ImagePair& images, int channels, int channels_of_block) {
   const int bytes = problem.dtype == Dtype::kFloat32 ? 4 : 2;
   Copies copies{common_bytes(bytes, {images.first, images.second}, {channels, images.split}), 1};

@@ -1,4 +1,4 @@
-// From the sums of a warp to the results: bias, activation, residual, and whole pixels in the stores.
+// From the sums of a warp to the results: bias, activation, residual, and stores of whole pixels.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace lorun::lora::cuda {
 
-// A lane stores so many channels of a pixel at once.
+// The number of channels of a pixel that a lane stores at once.
 constexpr int kQuad = 4;
 
 __device__ __forceinline__ float activate(const Epilogue& epilogue, float z) {
@@ -24,7 +24,7 @@ __device__ __forceinline__ float activate(const Epilogue& epilogue, float z) {
   }
 }
 
-// `count` of four channels of a pixel.
+// The first `count` of four channels of a pixel.
 template <typename T>
 __device__ __forceinline__ void load_channels(const T* from, bool quads, int count, float (&values)[kQuad]) {
   if (quads) {
@@ -56,7 +56,7 @@ struct Pixel {
   int y, x;
 };
 
-// `count` channels of a pixel of the result, from `channel`.
+// `count` channels of a pixel of the result, from `channel` on.
 template <typename T>
 __device__ __forceinline__ void finish_channels(const Task& task, const Pixel& at, int channel, int count,
                                                 const float (&bias)[kQuad], float (&values)[kQuad]) {
@@ -89,7 +89,7 @@ __device__ __forceinline__ void finish_channels(const Task& task, const Pixel& a
   const int here = !second && out.split - channel < count ? out.split - channel : count;
   store_channels(to + first, task.quads, here, values);
   if (here < count) {
-    // Four channels that lie on both sides of the split.
+    // These four channels lie on both sides of the split.
     T* const next = pixel_of<T>(out.second, at.sample, at.y, at.x);
 #pragma unroll
     for (int i = 0; i < kQuad; ++i) {
@@ -100,8 +100,8 @@ __device__ __forceinline__ void finish_channels(const Task& task, const Pixel& a
   }
 }
 
-// The sums of 16 pixels and one or two tiles of channels; `scratch` belongs to the warp. pixel_at tells where
-// one of the 16 pixels lies, and whether it is one.
+// The sums of 16 pixels and one or two tiles of channels; `scratch` belongs to the warp. pixel_at says where
+// one of the 16 pixels lies, and whether it exists.
 template <typename T, int kTiles, typename PixelAt>
 __device__ __forceinline__ void finish(const Task& task, const Accumulator* sums, float* scratch,
                                        int first_channel, PixelAt pixel_at) {

@@ -1,4 +1,4 @@
-// How a convolution is cut into tiles, stages and slices: decided on the host, followed by the kernel.
+// How a convolution is divided into tiles, stages and slices: decided on the host, followed by the kernel.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace lorun::lora::cuda {
 
-// Bytes of shared memory that every block takes beside its own.
+// Bytes of shared memory that every block takes in addition to its own.
 constexpr int64_t kReserved = 1024;
 
 struct Device {
@@ -16,27 +16,28 @@ struct Device {
   int multiprocessors;
 };
 
-// Output channels of W whose elements a thread merges together.
+// Output channels of W whose elements a thread merges at once.
 constexpr int kMergedOuts = 8;
 
-// What is to be multiplied: pixels of in_channels by the weights of out_channels.
+// What is multiplied: pixels of in_channels by the weights of out_channels.
 struct Sizes {
   Axis y, x;
   int64_t batch;
   int in_channels, out_channels;
   int element_bytes;
-  // Rows of `up` that an output channel of W has, and floats of one when staged; 0 without an adapter.
+  // Rows of `up` for one output channel of W, and the floats of a staged row; 0 without an adapter.
   int up_rows, up_pitch;
 };
 
-// Columns of the epilogue's scratch, floats, and what keeps its rows apart in the banks.
+// Columns of the epilogue's scratch, in floats, and the padding that puts its rows into different banks.
 constexpr int kScratchPad = 4;
 template <int kColumns>
 constexpr int kScratchColumns = kColumns == 1 ? 16 : 32;
 
-// A warp computes 32 pixels and `columns` * 16 output channels; a block `warps` times the pixels, a tile, for
-// one slice of the output channels. A stage of the pipeline brings `depth` channels of all pixels that a tile
-// needs for one tap or, where `whole`, for all. The slice's weights stay in shared memory where they fit.
+// A warp computes 32 pixels and `columns` * 16 output channels; a block computes `warps` times as many
+// pixels, a tile, for one slice of the output channels. A stage of the pipeline holds `depth` channels of all
+// pixels that a tile needs for one tap or, if `whole`, for all taps. The slice's weights stay in shared
+// memory if they fit.
 struct Plan {
   int warps, columns, slices;
   int tile_width, tile_width_log2, tile_height, tiles_y, tiles_x;
@@ -48,15 +49,15 @@ struct Plan {
   int taps_y, taps_x;                                      // in a stage
   int pixel_pitch, weight_pitch, tap_pitch;                // elements in shared memory
   int stages, stage_elements;
-  int staged_outs;  // output channels of W whose rows of `up` lie in the stages while W is merged, if any
+  int staged_outs;  // output channels of W whose rows of `up` are in the stages while W is merged
   int weight_offset, stage_offset, scratch_offset;  // bytes
   int64_t shared;
 };
 
 inline int divide_up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// The next number of elements that is an odd multiple of 16 bytes: eight rows of that pitch, 16 bytes of
-// each, lie in different banks.
+// `elements` rounded up to an odd multiple of 16 bytes: 16 bytes of each of eight rows of that pitch are in
+// different banks.
 inline int odd_pitch(int elements, int element_bytes) {
   const int words = divide_up(int64_t{elements} * element_bytes, 16);
   return (words | 1) * 16 / element_bytes;
@@ -104,8 +105,8 @@ inline Plan lay_out(const Sizes& sizes, const Choice& choice) {
   plan.stages = choice.stages;
   const int64_t stage = int64_t{plan.grid_h} * plan.grid_w * plan.pixel_pitch;
   const int64_t weights = int64_t{plan.columns} * 16 * plan.weight_pitch * bytes;
-  const int64_t scratch = choice.warps * int64_t{16} *
-                          ((plan.columns == 1 ? kScratchColumns<1> : kScratchColumns<2>)+kScratchPad) * 4;
+  const int scratch_columns = plan.columns == 1 ? kScratchColumns<1> : kScratchColumns<2>;
+  const int64_t scratch = choice.warps * int64_t{16} * (scratch_columns + kScratchPad) * 4;
   plan.shared = weights + stage * bytes * plan.stages + scratch;
   const int64_t up_bytes = int64_t{sizes.up_rows} * sizes.up_pitch * 4;
   plan.staged_outs =
@@ -118,7 +119,7 @@ inline Plan lay_out(const Sizes& sizes, const Choice& choice) {
   return plan;
 }
 
-// Two or three stages: three where as many blocks then fit beside each other.
+// Two stages, or three if as many blocks then still run at the same time.
 inline Plan with_stages(const Sizes& sizes, Choice choice, const Device& device) {
   choice.stages = 2;
   const Plan two = lay_out(sizes, choice);
@@ -138,8 +139,8 @@ inline int widest_columns(int out_channels) {
   return divide_up(out_channels, 64) * 64 <= divide_up(out_channels, 32) * 32 ? 4 : 2;
 }
 
-// Slices narrow enough for their weights to stay in shared memory, at best beside all pixels of a tile;
-// otherwise weights are merged again for each stage.
+// Slices narrow enough for their weights to stay in shared memory, at best together with all pixels of a
+// tile; if there are none, weights are merged again for each stage.
 inline Plan fit(const Sizes& sizes, Choice choice, const Device& device) {
   const int widest = choice.columns;
   choice.resident = true;
@@ -161,7 +162,7 @@ inline Plan fit(const Sizes& sizes, Choice choice, const Device& device) {
   return lay_out(sizes, choice);
 }
 
-// Tiles no taller than the image, and smaller ones and narrower slices where multiprocessors would be idle.
+// Tiles no taller than the image; smaller tiles and narrower slices if multiprocessors would be idle.
 inline Plan make_plan(const Sizes& sizes, const Device& device) {
   Choice choice{8, widest_columns(sizes.out_channels), true, true, 2};
   Plan plan = fit(sizes, choice, device);

@@ -1,4 +1,4 @@
-// What a block of the convolution works on, and the pixels that it brings into shared memory.
+// What a block of the convolution works on, and how it copies pixels into shared memory.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -9,7 +9,7 @@
 
 namespace lorun::lora::cuda {
 
-// Two images of the same pixels as one: channels from `split` on are those of the second.
+// Two images of the same size as one: channels from `split` on are those of the second.
 struct ImagePair {
   Image first, second;
   int split;
@@ -35,7 +35,7 @@ __device__ __forceinline__ T* shared_at(int offset) {
 
 struct Tile {
   int64_t sample;
-  int y, x;  // the first of its pixels, of those that the launch computes
+  int y, x;  // its first pixel, among those that the launch computes
 };
 
 __device__ __forceinline__ Tile tile_at(const Plan& plan, int index) {
@@ -44,12 +44,12 @@ __device__ __forceinline__ Tile tile_at(const Plan& plan, int index) {
           index % plan.tiles_x * plan.tile_width};
 }
 
-// What a stage holds of a tile.
+// The part of a tile that a stage holds.
 struct Part {
   int tap_y, tap_x, first_channel;
 };
 
-// On to the next stage of a tile; after the last, back to the first and false.
+// Moves to the next stage of a tile and returns true; after the last, moves to the first and returns false.
 __device__ __forceinline__ bool advance(const Task& task, Part& part) {
   part.first_channel += task.plan.depth;
   if (part.first_channel < task.plan.padded_channels) {
@@ -75,7 +75,8 @@ __device__ __forceinline__ T* pixel_of(const Image& image, int64_t sample, int64
   return static_cast<T*>(image.data) + sample * image.batch + y * image.row + x * image.column;
 }
 
-// Copies kBytes, or writes 0 where `valid` is false. Words that no asynchronous copy exists for wait at once.
+// Copies kBytes, or writes 0 if `valid` is false. Words too short for an asynchronous copy are copied at
+// once.
 template <typename T, int kBytes>
 __device__ __forceinline__ void copy_word(T* to, const T* from, bool valid) {
   if constexpr (kBytes >= 4) {
@@ -92,7 +93,7 @@ __device__ __forceinline__ void copy_pixels(const Task& task, const Tile& tile, 
   const Axis &y = task.sizes.y, &x = task.sizes.x;
   const int first_y = y.in_first + tile.y * y.in_step + part.tap_y * y.tap_step;
   const int first_x = x.in_first + tile.x * x.in_step + part.tap_x * x.tap_step;
-  // A thread stays with its word of a pixel: the words of a pixel divide a warp.
+  // A thread keeps to its word of a pixel: the number of words in a pixel divides that of threads.
   const int words = plan.depth / kWord;
   const int word = threadIdx.x % words * kWord;
   const int channel = part.first_channel + word;

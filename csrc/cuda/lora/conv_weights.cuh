@@ -6,8 +6,8 @@
 
 namespace lorun::lora::cuda {
 
-// Some of the weights: `taps` from a first tap, and `depth` channels of the image. `to` is where those of the
-// slice's first channel begin.
+// Some of the weights: those of `taps` taps and `depth` channels of the image. `to` is where the weights of
+// the slice's first channel begin.
 template <typename T>
 struct Panel {
   T* to;
@@ -25,8 +25,8 @@ __device__ __forceinline__ Outs outs_of(const Task& task, const Panel<T>& panel)
                          : Outs{panel.first_row, task.plan.columns * kTile};
 }
 
-// Fills `count` output channels of W, `skipped` of the panel's first, with what merge(index, values) makes of
-// them. What W does not have is 0.
+// Fills `count` output channels of W, after the panel's first `skipped`, with what merge(index, values)
+// computes. What lies outside of W is 0.
 template <typename T, typename Merge>
 __device__ __forceinline__ void fill_panel(const Task& task, const Panel<T>& panel, int skipped, int count,
                                            Merge merge) {
@@ -36,8 +36,8 @@ __device__ __forceinline__ void fill_panel(const Task& task, const Panel<T>& pan
   const int ins = task.transposed ? plan.columns * kTile : panel.depth;
   const int out_pitch = task.transposed ? 1 : plan.weight_pitch;
   const int in_pitch = task.transposed ? plan.weight_pitch : 1;
-  // Neighbouring threads read neighbouring elements: of `down`, whose columns are taps of a channel, or of
-  // base.
+  // Neighbouring threads read neighbouring elements, of `down`, whose columns are the taps of a channel, or
+  // of base.
   const bool ins_first = task.weight.up == nullptr && task.weight.in_stride < task.weight.column_stride;
   const int minor = ins_first ? ins : panel.taps, major = ins_first ? panel.taps : ins;
   const int items = count / kMergedOuts * ins * panel.taps;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void stage_up(const Task& task, const StagedUp& stage
   }
 }
 
-// merge_outs with the rows of `up` that were staged.
+// merge_outs with the staged rows of `up`.
 template <typename U>
 __device__ __forceinline__ void merge_staged(const Task& task, const StagedUp& staged, const WeightIndex& at,
                                              float (&values)[kMergedOuts]) {
@@ -139,7 +139,7 @@ __device__ __forceinline__ void merge_directly(U, const Task& task, const Panel<
              });
 }
 
-// Calls with a value of the type of base, up and down: T or float.
+// Calls `merge` with a value of the type of base, up and down: T or float.
 template <typename T, typename Merge>
 __device__ __forceinline__ void with_weight_type(const Weight& weight, Merge merge) {
   if (weight.dtype == Dtype::kFloat32) {
@@ -149,7 +149,7 @@ __device__ __forceinline__ void with_weight_type(const Weight& weight, Merge mer
   }
 }
 
-// Merges a panel with the help of the stages' memory, which nothing may be on its way to yet.
+// Merges a panel with the help of the stages' memory, to which no copy may have been started yet.
 template <typename T>
 __device__ __forceinline__ void merge_with_stages(const Task& task, const Panel<T>& panel) {
   with_weight_type<T>(task.weight, [&](auto type) { merge_with_stages(type, task, panel); });

@@ -1,7 +1,7 @@
-// Depthwise convolutions and the gradient of their inputs, which is the same with the taps turned round.
+// Depthwise convolutions and the gradient of their inputs, which is the same with the taps reversed.
 //
 // A thread computes a few channels of a strip of pixels, which share the weights that it reads; its block has
-// merged them. Pixels come through the caches, since neighbours need them at about the same time.
+// merged them. Pixels are read through the caches, since neighbours need them at about the same time.
 #include "cuda/lora/depthwise.h"
 
 #include <algorithm>

@@ -14,7 +14,7 @@ cudaError_t depthwise(const Problem& problem, Image input, Image input2, const W
 cudaError_t depthwise_grad_input(const Problem& problem, Image grad, const Weight& weight, Image grad_input,
                                  Image grad_input2, cudaStream_t stream);
 
-// Bytes of memory that depthwise_grad_adapter needs beside its results.
+// Bytes of memory that depthwise_grad_adapter needs in addition to its results.
 int64_t depthwise_grad_adapter_workspace(const Problem& problem);
 
 // Always deterministic.

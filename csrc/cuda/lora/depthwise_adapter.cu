@@ -12,10 +12,10 @@ namespace lorun::lora::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kChannels = 4;  // of a thread, where they can be read at once
+constexpr int kChannels = 4;  // of a thread, if they can be read at once
 constexpr int kMostLanes = 16;
 constexpr int kTaps = 9;  // of a block
-// So many blocks, where each has enough pixels.
+// The number of blocks if each has enough pixels.
 constexpr int kBlocks = 512;
 constexpr int kPixelsOfBlock = 64;
 
@@ -29,7 +29,7 @@ struct SumTask {
   int splits;
 };
 
-// dW of a thread's channels, of kTaps taps from first_tap on.
+// dW of a thread's channels and of kTaps taps from first_tap on.
 template <typename T, int kSize>
 __device__ __forceinline__ void sum_pixels(const SumTask& task, int channel, int first_tap, int split,
                                            float (&sums)[kTaps][kSize]) {

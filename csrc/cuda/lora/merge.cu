@@ -6,7 +6,7 @@ namespace lorun::lora::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Output channels of a thread, which share what they read of down.
+// Output channels of a thread: they share what it reads of down.
 constexpr int kOuts = 4;
 
 struct Merged {
@@ -63,7 +63,7 @@ __device__ __forceinline__ void merge_group(const Weight& weight, const WeightSh
   }
 }
 
-// The part of W that is this block's of `blocks`.
+// This block's part of W, one of `blocks`.
 template <typename U>
 __device__ __forceinline__ void merge_part(const Weight& weight, const WeightShape& shape,
                                            const Merged& merged, int block, int blocks) {

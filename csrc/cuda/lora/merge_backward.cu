@@ -1,6 +1,6 @@
-// The gradients of all adapters of a stage from those of its merged weights, in one launch. As the matrix
-// that up @ down is, a layer has grad_up = scaling * dW @ down^T and grad_down = scaling * up^T @ dW. Every
-// sum has one owner and one order: nothing is cleared before, and the same gradients give the same bits.
+// The gradients of all adapters of a stage from those of its merged weights, in one launch. With dW as the
+// matrix that up @ down is, a layer has grad_up = scaling * dW @ down^T and grad_down = scaling * up^T @ dW.
+// Every sum has one owner and one order: nothing is cleared first, and the same gradients give the same bits.
 #include "cuda/lora/launchers.h"
 #include "cuda/lora/weight.cuh"
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-// Columns of up, rows of down, that a thread sums together: they share what it reads of dW.
+// Columns of up, or rows of down, that a thread sums at once: they share what it reads of dW.
 constexpr int kInner = 8;
 
 struct Stacks {
@@ -18,7 +18,7 @@ struct Stacks {
   Dtype grad_dtype;
 };
 
-// What the warps of a block have summed; a column more than lanes, so that a lane can sum one of its rows.
+// What the warps of a block have summed; one column more than there are lanes, so that a lane can sum a row.
 using Parts = float[kWarps][kInner][33];
 
 __device__ __forceinline__ float read(const void* data, int at, Dtype dtype) {
@@ -59,7 +59,7 @@ struct Layer {
     rows = static_cast<int>(layer.out_channels) * channels * taps / columns;
   }
 
-  // dW lies in channels_last; the matrix counts its elements in the order out, in, row, column.
+  // dW is in channels_last; the matrix counts its elements in the order out, in, row, column.
   __device__ __forceinline__ float weight_grad(int row, int column) const {
     const int index = row * columns + column;
     const int line = index / taps;
@@ -69,7 +69,7 @@ struct Layer {
   }
 };
 
-// A warp has a row of dW, its lanes every 32nd column.
+// Each warp has one row of dW, and each of its lanes every 32nd column.
 template <typename U>
 __device__ __forceinline__ void write_up_rows(const Layer<U>& layer, int block, Parts& parts) {
   const int warp = threadIdx.x / 32, lane = lane_id();
@@ -102,7 +102,7 @@ __device__ __forceinline__ void write_up_rows(const Layer<U>& layer, int block, 
   }
 }
 
-// A lane has a column of dW, the warps every kWarps-th row.
+// Each lane has one column of dW, and each warp every kWarps-th row.
 template <typename U>
 __device__ __forceinline__ void write_down_columns(const Layer<U>& layer, int block, Parts& parts) {
   const int warp = threadIdx.x / 32, lane = lane_id();

@@ -1,4 +1,4 @@
-// The instructions of tensor cores, and of the loads made for them.
+// The instructions of tensor cores, and the loads made for them.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,7 +38,7 @@ __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
                : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])               \
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1))
 
-// Eight columns of a tile: the first argument only tells the type.
+// Eight columns of a tile: the first argument only selects the type.
 __device__ __forceinline__ void mma8(__half, float* sum, const uint32_t (&left)[4], uint32_t right0,
                                      uint32_t right1) {
   LORUN_MMA("m16n8k16", "f16");

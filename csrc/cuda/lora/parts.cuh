@@ -1,4 +1,4 @@
-// Sums of parts that blocks have left in memory, in an order that is always the same.
+// Sums the parts that blocks have left in memory, always in the same order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,18 +9,18 @@
 
 namespace lorun::lora::cuda {
 
-// `count` parts of `elements` numbers each, which follow one another.
+// `count` parts of `elements` numbers each, one after another.
 struct Parts {
   const float* data;
   int64_t count, elements;
 };
 
 constexpr int kPartThreads = 128;
-// Threads that share an element: each sums every so many parts.
+// Threads that share an element: each sums every kPartLanes-th part.
 constexpr int kPartLanes = 8;
 constexpr int kPartElements = kPartThreads / kPartLanes;
 
-// to[i] = or += the sum over all parts of their element i.
+// to[i] = (or +=, if kAdd) the sum over all parts of their element i.
 template <bool kAdd>
 __global__ void __launch_bounds__(kPartThreads) sum_parts_kernel(Parts parts, float* to) {
   float* const sums = reinterpret_cast<float*>(shared_memory);

@@ -1,8 +1,8 @@
 // Matrix products of one warp, from shared memory: 16 x 16 sums += left (16 x kDepth) * right (kDepth x 16).
 //
-// On the device, products of TensorCores<T> are mma instructions. Products of Fma, and all of them on the
-// host, are plain loops: there a lane reads all that its own elements of the tile need, and no lane relies on
-// another. The 32 lanes of a warp are threads that follow one another in a one-dimensional block, and all of
+// On the device, products of TensorCores<T> are mma instructions. Products of Fma, and all products on the
+// host, are plain loops: there a lane reads everything that its own elements of the tile need, and no lane
+// relies on another. The 32 lanes of a warp are consecutive threads of a one-dimensional block, and all of
 // them make every call.
 #pragma once
 
@@ -30,7 +30,7 @@ struct Fma {
   using Element = float;
 };
 
-// How far one product reaches along the dimension that is summed: 32 bytes of each row.
+// How far one product extends along the dimension that is summed: 32 bytes of each row.
 template <typename Math>
 constexpr int kDepth = 32 / sizeof(typename Math::Element);
 
@@ -51,7 +51,7 @@ struct Accumulator {
   static constexpr int kCount = 8;
   float values[kCount] = {};
 
-  // Where values[i] belongs; columns of i = 0, 2, 4, 6 are even, and i + 1 is their right neighbour.
+  // Where values[i] belongs; for i = 0, 2, 4, 6 the column is even, and i + 1 is the right neighbour.
   static __device__ __forceinline__ int row(int i) { return lane_id() / 4 + i / 2 % 2 * 8; }
   static __device__ __forceinline__ int column(int i) { return i / 4 * 8 + lane_id() % 4 * 2 + i % 2; }
 };
@@ -79,7 +79,7 @@ constexpr bool kPlain =
 template <>
 inline constexpr bool kPlain<Fma> = true;
 
-// The value that enters a product: TF32 has 10 bits of mantissa, and ties go away from zero.
+// The value that enters a product: TF32 has 10 bits of mantissa, and ties are rounded away from zero.
 template <typename Math>
 __device__ __forceinline__ float factor(typename Math::Element value) {
   return widen(value);

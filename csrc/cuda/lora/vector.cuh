@@ -1,4 +1,4 @@
-// Channels of a pixel that a thread moves at once.
+// The channels of a pixel that a thread loads or stores at once.
 #pragma once
 
 #include "cuda/lora/tile.cuh"

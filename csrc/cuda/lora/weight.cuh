@@ -30,8 +30,8 @@ struct WeightIndex {
   int out, in, row, column;
 };
 
-// values = base + scaling * values for output channels at.out, at.out + 1, ...; those beyond the last repeat
-// it.
+// values = base + scaling * values for output channels at.out, at.out + 1, ...; channels beyond the
+// last repeat it.
 template <typename U, int kOuts>
 __device__ __forceinline__ void add_base(const Weight& weight, const WeightShape& shape,
                                          const WeightIndex& at, float (&values)[kOuts]) {
@@ -46,7 +46,7 @@ __device__ __forceinline__ void add_base(const Weight& weight, const WeightShape
 }
 
 // W[at] of kOuts output channels, the first of them at.out; channels beyond the last repeat it. U is the type
-// of base, up and down. With more than one, each output channel must be whole rows of up @ down: groups = 1.
+// of base, up and down. If kOuts > 1, each output channel must be whole rows of up @ down: groups = 1.
 template <typename U, int kOuts>
 __device__ __forceinline__ void merge_outs(const Weight& weight, const WeightShape& shape, WeightIndex at,
                                            float (&values)[kOuts]) {

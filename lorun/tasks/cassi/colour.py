@@ -3,7 +3,7 @@
 import numpy as np
 
 VISIBLE = (360.0, 830.0)
-# Beyond these the eye sees hardly any change of hue, and the fit, whose error is relatively large there, one.
+# Beyond these the eye sees hardly any change of hue, but the fit, whose relative error is large there, does.
 _STEADY = (430.0, 650.0)
 
 # Wyman, Sloan and Shirley 2013, JCGT 2(2), Eq. 4: height, centre in nm, 1 / width below it and above it.
@@ -49,7 +49,7 @@ def spectrum_to_rgb(cube: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
     if cube.ndim != 3 or cube.size == 0:
         raise ValueError(f"cube: expected (C, H, W), got {cube.shape}")
     if not np.isfinite(cube).all():
-        raise ValueError("cube: holds NaN or Inf; mend those pixels first")
+        raise ValueError("cube: holds NaN or Inf; fix those pixels first")
     nm = check_wavelengths(wavelengths, len(cube))
     visible = (nm >= VISIBLE[0]) & (nm <= VISIBLE[1])
     if not visible.any():
@@ -65,10 +65,10 @@ def spectrum_to_rgb(cube: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
 
 
 def wavelength_to_rgb(nm: float) -> np.ndarray:
-    """The sRGB hue of light of one wavelength, to tint the picture of one band with.
+    """The sRGB hue of light of one wavelength, with which to tint the picture of one band.
 
-    No such light lies inside sRGB: channels below 0 are cut. The brightest channel is 1, so that bands can be
-    seen to which the eye is nearly blind. Outside 360 to 830 nm there is no hue: white.
+    No such light lies inside sRGB: channels below 0 are cut. The brightest channel is 1, so that bands to
+    which the eye is nearly blind can be seen too. Outside 360 to 830 nm there is no hue: white.
 
     Returns:
         (3,) float32 in [0, 1], gamma included.
@@ -99,7 +99,7 @@ def _lobe(nm: np.ndarray, height: float, centre: float, below: float, above: flo
 
 
 def _trapezoid_weights(nm: np.ndarray) -> np.ndarray:
-    """What each sample of np.trapezoid counts; of a single band, 1."""
+    """The weight of each sample in np.trapezoid; 1 for a single band."""
     if len(nm) == 1:
         return np.ones(1)
     steps = np.diff(nm)

@@ -61,7 +61,7 @@ def save_spectral_comparison(
         regions: (top, left, height, width) in pixels of the cube, marked in the colours of the truth; by
             default two even patches of strong and different colours.
         bands: indices of the bands to show, by default four spread over the range.
-        scores: what to write below the names of the methods; by default PSNR by "cassi-mst" where there is a
+        scores: what to write below the names of the methods; by default PSNR by "cassi-mst" if there is a
             truth.
 
     Raises:
@@ -109,7 +109,7 @@ def spectral_curve(cube: np.ndarray, region: Region) -> np.ndarray:
 
 
 def correlation(curve: np.ndarray, truth_curve: np.ndarray) -> float:
-    """Pearson's correlation of two spectra (C,): -1 to 1, and NaN where one is constant and has none."""
+    """Pearson's correlation of two spectra (C,): -1 to 1, or NaN if one of them is constant."""
     curve, truth_curve = np.asarray(curve, dtype=np.float64), np.asarray(truth_curve, dtype=np.float64)
     if curve.ndim != 1 or curve.shape != truth_curve.shape or curve.size == 0:
         raise ValueError(
@@ -133,7 +133,7 @@ class _Content:
 
     @property
     def reference(self) -> np.ndarray:
-        """The truth, or the first method: of this the regions, the exposure and the scales are taken."""
+        """The truth, or the first method: the regions, the exposure and the scales are taken from it."""
         return self.columns[self.reference_column][2]
 
     @property
@@ -142,7 +142,7 @@ class _Content:
 
     @property
     def columns(self) -> list[tuple[str, str, np.ndarray]]:
-        """Name, score and cube of what stands side by side."""
+        """Name, score and cube of everything that is shown side by side."""
         columns = [(name, self.scores.get(name, ""), cube) for name, cube in self.methods.items()]
         return columns if self.truth is None else [*columns, (TRUTH, "", self.truth)]
 
@@ -266,7 +266,7 @@ def _draw_curves(axis: Axes, page_height: float, content: _Content, index: int, 
 
 
 def _choose_regions(rgb: np.ndarray) -> list[Region]:
-    """Two patches that do not overlap (one where only one fits) of a picture (H, W, 3)."""
+    """Two patches of a picture (H, W, 3) that do not overlap, or one if only one fits."""
     short = min(rgb.shape[:2])
     side = max(1, min(max(2, short // 12), short // 2))
     step = max(1, side // 2)
@@ -279,7 +279,7 @@ def _choose_regions(rgb: np.ndarray) -> list[Region]:
     first = np.unravel_index((strong - worse).argmax(), worse.shape)
     rows, columns = np.indices(worse.shape)
     distance = np.maximum(abs(rows - first[0]), abs(columns - first[1])) * step
-    # So far apart that the letter of one does not cover the other.
+    # Far enough apart that the letter of one does not cover the other.
     apart = distance >= min(3 * side, distance.max())
     differs = np.minimum(strong, np.linalg.norm(chroma - chroma[first], axis=-1))
     second = np.unravel_index(np.where(apart, differs - worse, -np.inf).argmax(), worse.shape)
@@ -316,7 +316,7 @@ def _checked(
         regions = _choose_regions(spectrum_to_rgb(reference / _bright(reference), nm))
     regions = [_checked_region(region, shape) for region in regions]
     if bands is None:
-        # The middles of four equal parts; fewer where there are fewer bands.
+        # The middles of four equal parts, or fewer if there are fewer bands.
         bands = sorted({int((part + 0.5) * shape[0] / 4) for part in range(4)})
     for band in bands:
         if int(band) != band or not 0 <= band < shape[0]:
@@ -352,12 +352,12 @@ def _checked_region(region: Region, shape: tuple[int, ...]) -> Region:
 
 
 def _tile_ratio(shape: tuple[int, ...]) -> float:
-    """Height over width of the place of an image; one more extreme is letterboxed."""
+    """Height over width of the space for an image; a more extreme image is letterboxed."""
     return float(np.clip(shape[1] / shape[2], 0.5, 1.6))
 
 
 def _bright(values: np.ndarray) -> float:
-    """What is shown at full brightness: few pixels are brighter."""
+    """The value that is shown at full brightness; few pixels are brighter."""
     bright = float(np.percentile(values, 99.5))
     return bright if bright > 0 else 1.0
 
@@ -377,7 +377,7 @@ def _title(name: str, score: str, width: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which a dollar sign is one, not the start of a formula."""
+    """Text in which a dollar sign is a dollar sign, not the start of a formula."""
     return text.replace("$", r"\$")
 
 
@@ -390,7 +390,7 @@ def _letter(index: int) -> str:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    """Write at a resolution that keeps the file under 1 MB: less where noise does not compress."""
+    """Write at a resolution that keeps the file under 1 MB: lower if noise does not compress."""
     dpi, size = float(DPI), MOST_BYTES + 1
     while size > MOST_BYTES:
         picture = io.BytesIO()

@@ -27,17 +27,18 @@ def gap_tv(
     Yuan 2016, "Generalized alternating projection based total variation minimization for compressive
     sensing", arXiv 1511.03890. From ``v = Phi^T y``, each iteration projects v onto the cubes that
     measure y, ``x = v + Phi^T (y - Phi v) / diag(Phi Phi^T)``, and smooths every band of x into the next v.
-    It computes on the CPU but for the projection.
+    Everything but the projection runs on the CPU.
 
     Args:
         y: measurements (B, H, W') of cubes in [0, 1], float32 or float64, finite.
         physics: the camera, with its mask.
         iterations: at least 1.
-        weight: of the total variation, above 0; larger is smoother. Accelerated, it decides how soon rather
-            than where the iterations end.
-        tv_iterations: of Chambolle's algorithm per iteration, at least 2: skimage's first changes nothing.
-        accelerate: project onto the cubes that measure y plus all that v lacked of it so far: fewer
-            iterations for measurements with little noise.
+        weight: of the total variation, above 0; larger is smoother. With acceleration it decides how soon
+            the iterations settle, not where.
+        tv_iterations: iterations of Chambolle's algorithm in each iteration, at least 2, because skimage's
+            first changes nothing.
+        accelerate: project onto the cubes that measure y plus everything that v has lacked of it so far,
+            which takes fewer iterations if the measurement has little noise.
         progress: show a bar.
 
     Returns:
@@ -83,4 +84,4 @@ def _check(y: Tensor, physics: CASSI, iterations: int, weight: float, tv_iterati
         raise TypeError(f"y: expected float32 or float64, got {y.dtype}; convert it with .float()")
     physics.check_measurement(y)
     if not torch.isfinite(y).all():
-        raise ValueError("y: holds NaN or Inf; mend those pixels first")
+        raise ValueError("y: holds NaN or Inf; fix those pixels first")

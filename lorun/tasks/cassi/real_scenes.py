@@ -1,4 +1,4 @@
-"""Snapshots of real cameras, whose scene goes on beside the mask's window."""
+"""Snapshots of real cameras, whose scene continues beyond the mask's window."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ def without_borders(y: np.ndarray, mask: np.ndarray, bands: int, step: int) -> t
 
     In the first and the last step * (C - 1) columns a real sensor also sees bands of what lies beside the
     window, through a part of the mask that no file holds. Taken as measurements of the window they become
-    coloured columns at its borders. Here those columns of y are 0, and so is each band's mask where it would
-    be shifted there: the window's border is restored from the bands that are left.
+    coloured columns at its borders. Here those columns of y are set to 0, and so is each band's mask wherever
+    it would be shifted into them: the window's border is restored from the bands that remain.
 
     Args:
         y: (H, W + step * (C - 1)).

@@ -71,7 +71,7 @@ def camera_of(mask: np.ndarray, bands: int, step: int | list[int]) -> CASSI:
 
 
 def snapshot_tensor(y: np.ndarray, camera: CASSI) -> Tensor:
-    """A snapshot as a network takes it, (1, H, W'); raises where no cube in [0, 1] measures it."""
+    """A snapshot as a network takes it, (1, H, W'); raises if no cube in [0, 1] can measure it."""
     y = np.asarray(y)
     if y.ndim != 2 or y.dtype.kind != "f":
         raise ValueError(f"y: expected a float array (H, W'), got {y.dtype} {y.shape}")

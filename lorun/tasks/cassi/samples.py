@@ -17,7 +17,7 @@ VALIDATION_SIZE = (64, 256)
 
 
 class SpectralSamples:
-    """Spectral cubes, each measured through a random window of the mask, turned over at random."""
+    """Spectral cubes, each measured through a random window of the mask, flipped at random."""
 
     def __init__(self, network: CASSINetwork, data: tuple[str, ...], settings: CASSITraining, seed: int):
         if network.bands != len(CASSI_WAVELENGTHS):

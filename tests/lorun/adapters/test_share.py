@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from lorun.adapters import adapted_view
-from lorun.denoisers.conv import ConvAct
-from lorun_kernels import FusedLoRAConv2d, FusedLoRALinear
+from lorun_kernels import ConvAct, FusedLoRAConv2d, FusedLoRALinear
 
 
 def mixed() -> nn.Sequential:
@@ -13,7 +12,7 @@ def mixed() -> nn.Sequential:
         nn.Conv2d(12, 12, 3, padding=1, groups=12),
         nn.Conv2d(12, 24, 3, padding=1, groups=12),
         nn.Conv2d(24, 12, 3, padding=1, groups=2),
-        ConvAct(12, 6, 1, "gelu"),
+        ConvAct(12, 6, 1, activation="gelu"),
         nn.Flatten(),
         nn.Linear(6 * 4 * 4, 5),
         nn.PReLU(),
@@ -48,3 +47,39 @@ def test_a_grouped_layer_that_is_not_depthwise_keeps_its_form():
 def test_a_layer_of_one_channel_is_not_depthwise():
     view = adapted_view(nn.Sequential(nn.Conv2d(1, 8, 3)), form="factored")
     assert (view[0].rank, view[0].form) == (1, "factored")
+
+
+def test_a_module_under_two_names_is_adapted_once_and_stays_one():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    twice = nn.Sequential(conv, nn.ReLU(), conv)
+    view = adapted_view(twice)
+    assert type(view[0]) is FusedLoRAConv2d and view[0] is view[2]
+    wrapped = adapted_view(nn.Sequential(nn.Sequential(conv), nn.Sequential(conv)))
+    assert type(wrapped[0][0]) is FusedLoRAConv2d and wrapped[0][0] is wrapped[1][0]
+    nn.init.normal_(view[0].lora_up)
+    x, merged = torch.rand(1, 4, 5, 5), nn.Conv2d(4, 4, 3, padding=1)
+    merged.load_state_dict({"weight": view[0].merged_weight(), "bias": conv.bias})
+    torch.testing.assert_close(view(x), nn.Sequential(merged, nn.ReLU(), merged)(x))
+
+
+@pytest.mark.parametrize(
+    "base, kind",
+    [
+        (nn.Conv2d(4, 6, 3), FusedLoRAConv2d),
+        (ConvAct(4, 6, 3, activation="leaky_relu", negative_slope=0.2), FusedLoRAConv2d),
+        (nn.Linear(5, 3), FusedLoRALinear),
+    ],
+)
+def test_a_base_that_is_itself_a_layer_is_adapted(base, kind):
+    view, x = adapted_view(base), torch.randn(2, 5, 5) if kind is FusedLoRALinear else torch.randn(2, 4, 5, 5)
+    assert type(view) is kind and view.weight is base.weight and view.lora_up.requires_grad
+    torch.testing.assert_close(view(x), base(x))
+
+
+def test_a_subclass_that_computes_something_else_is_left_alone():
+    class Doubled(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    base, x = nn.Sequential(Doubled(4, 4, 3)), torch.randn(1, 4, 5, 5)
+    assert torch.equal(adapted_view(base)(x), base(x))

@@ -81,7 +81,7 @@ def test_a_low_cube_keeps_nothing_from_training(cubes):
     crops = SpectralCrops([cubes / "low.npz"], NM)
     assert crops.batch(0, 2, (20, 50)).shape == (2, 3, 20, 50)
     with pytest.raises(
-        ValueError, match="data: no cube keeps 8x8 pixels from training; .* at least 256 rows"
+        ValueError, match="data: no cube holds out 8x8 pixels from training; .* at least 256 rows"
     ):
         crops.held_out((8, 8))
 

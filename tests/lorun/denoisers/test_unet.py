@@ -3,7 +3,6 @@ import torch
 
 from lorun.adapters import adapted_view
 from lorun.denoisers import UNet
-from lorun.denoisers.conv import ConvAct
 
 
 def trained_like(**kwargs) -> UNet:
@@ -67,11 +66,6 @@ def test_an_adapted_view_computes_as_its_base_does_also_under_autocast():
         found, expected = view(x, 0.1), net(x, 0.1)
     assert found.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
-
-
-def test_unknown_activations_are_refused():
-    with pytest.raises(ValueError, match="activation must be None or"):
-        ConvAct(2, 3, 1, "relu")
 
 
 def test_bad_widths_are_refused():

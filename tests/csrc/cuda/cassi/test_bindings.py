@@ -1,25 +1,26 @@
-"""The bindings of the CUDA kernels: what reaches a launcher, and what a wrong direct call is told.
+"""csrc/cuda/cassi/bindings.cpp: what reaches a launcher, and what a wrong direct call is told.
 
-They are compiled for CPU tensors, with launchers that write down what they are given.
+The bindings are compiled for CPU tensors, with launchers that record their arguments.
 """
 
 from pathlib import Path
 
-import cuda_bindings_builder as builder
 import pytest
 import torch
+
+from .. import bindings_on_cpu
 
 STREAM = 77
 OFFSETS = [4, 0, 1]
 B, C, H, W, MEASURED = 2, 3, 5, 6, 10
 
-pytestmark = builder.NEEDS
+pytestmark = bindings_on_cpu.NEEDS_NVCC
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    source = Path(__file__).parents[1] / "cuda_bindings_on_cpu.cpp"
-    return builder.load(source, tmp_path_factory.mktemp("bindings"))
+    source = Path(__file__).with_name("bindings_on_cpu.cpp")
+    return bindings_on_cpu.load(source, tmp_path_factory.mktemp("bindings"))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def last_call(library):
 
 
 def cube(dtype=torch.float32):
-    """Channels last, and with a gap between rows: no two strides can be taken for each other."""
+    """Channels last, and with a gap between rows, so that no two strides are alike."""
     return torch.randn(B, H + 1, W, C, dtype=dtype)[:, 1:].permute(0, 3, 1, 2)
 
 
@@ -115,7 +116,7 @@ def test_a_step_backward_reaches_its_launcher(ops, library, wanted):
         ),
         ({"x": torch.ones(B, 0, H, W), "offsets": []}, "not empty"),
         ({"x": torch.ones(1, 257, 1, 1), "offsets": [0] * 257}, "with at most 256 bands"),
-        ({"offsets": [0, 1]}, "offsets must hold one offset a band, 3, got 2"),
+        ({"offsets": [0, 1]}, "offsets must hold one offset per band, 3, got 2"),
         ({"offsets": [0, 1, -1]}, r"offsets must be from 0 to 2\^31 - 1, got from -1 to 1"),
         ({"offsets": [0, 1, 2**31]}, "got from 0 to 2147483648"),
         ({"y": torch.ones(B, H, W)}, r"y must be Float \(2, 5, 10\), got Float \(2, 5, 6\)"),
@@ -137,10 +138,10 @@ def test_a_wrong_scale_or_sum_is_named(ops):
     with pytest.raises(RuntimeError, match=r"grad_scale must be Float \(2, 5\), got Float \(2\)"):
         ops.cassi_step_backward(*call, torch.empty(B))
     call[1] = None
-    with pytest.raises(RuntimeError, match="residual must be given where grad_mask or grad_scale is wanted"):
+    with pytest.raises(RuntimeError, match="residual must be given if grad_mask or grad_scale is wanted"):
         ops.cassi_step_backward(*call, torch.empty(B, H))
     call[1], call[9] = residual, torch.empty(B, C, H, W)
-    with pytest.raises(RuntimeError, match="x must be given where grad_mask is wanted"):
+    with pytest.raises(RuntimeError, match="x must be given if grad_mask is wanted"):
         ops.cassi_step_backward(*call, None)
     with pytest.raises(RuntimeError, match=r"scale must be Float \(2\), got Double \(2\)"):
         ops.cassi_step(grad, residual, mask, torch.rand(B).double(), OFFSETS, False, grad, None)
@@ -148,7 +149,10 @@ def test_a_wrong_scale_or_sum_is_named(ops):
 
 @pytest.mark.parametrize(
     ("error", "sentence"),
-    [(209, "holds no code for this GPU; rebuild LoRun"), (1, "cannot launch a kernel: the launcher's error")],
+    [
+        (209, "contains no code for this GPU; rebuild LoRun"),
+        (1, "cannot launch a kernel: the launcher's error"),
+    ],
 )
 def test_a_failed_launch_raises(ops, library, error, sentence):
     library.fail_with(error)

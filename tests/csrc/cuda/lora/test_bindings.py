@@ -1,13 +1,16 @@
-"""The bindings of the low-rank convolution's CUDA kernels: what reaches a launcher, and what a wrong direct
-call is told, as in test_cuda_bindings.py."""
+"""csrc/cuda/lora/bindings.cpp: what reaches a launcher, and what a wrong direct call is told.
+
+The bindings are compiled for CPU tensors, with launchers that record their arguments.
+"""
 
 from pathlib import Path
 
-import cuda_bindings_builder as builder
 import pytest
 import torch
 
-pytestmark = builder.NEEDS
+from .. import bindings_on_cpu
+
+pytestmark = bindings_on_cpu.NEEDS_NVCC
 
 STREAM = 77
 B, H, W, IN, SECOND, OUT, KH, KW, RANK = 2, 9, 8, 6, 2, 4, 3, 2, 5
@@ -18,8 +21,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    source = Path(__file__).parents[1] / "lora_cuda_bindings_on_cpu.cpp"
-    return builder.load(source, tmp_path_factory.mktemp("bindings"))
+    source = Path(__file__).with_name("bindings_on_cpu.cpp")
+    return bindings_on_cpu.load(source, tmp_path_factory.mktemp("bindings"))
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def last_call(library) -> list[float]:
 
 
 def image(channels, height=H, width=W, dtype=torch.float32):
-    """Sliced: no two strides can be taken for each other."""
+    """Sliced, so that no two strides are alike."""
     return torch.randn(B, height + 1, width + 2, channels + 3, dtype=dtype)[:, 1:, 2:, 3:].permute(0, 3, 1, 2)
 
 
@@ -144,7 +147,7 @@ def test_adapter_gradients_reach_their_launcher(ops, library, deterministic, wan
 
 
 def test_depthwise_factors_reach_their_launcher(ops, library):
-    """Those of Eq. 4 have rows that are no output channel's."""
+    """The rows of Eq. 4's factors belong to no single output channel."""
     input, output = image(IN), image(IN, OUT_H, OUT_W)
     weight, up, down = torch.randn(IN, 1, KH, KW), torch.randn(KH, RANK), torch.randn(RANK, IN * KW)
     arguments = conv_arguments() | dict.fromkeys(("input2", "bias", "residual", "preactivation"))
@@ -152,7 +155,7 @@ def test_depthwise_factors_reach_their_launcher(ops, library):
     ops.lora_conv2d(**arguments | tensors | {"groups": IN})
     assert last_call(library)[5:9] == [IN, 0, IN, IN]
     with pytest.raises(
-        RuntimeError, match="groups must be 1, or the 6 input and 6 output channels alike, got 2"
+        RuntimeError, match="groups must be 1, or equal both the 6 input and the 6 output channels, got 2"
     ):
         ops.lora_conv2d(**arguments | tensors | {"groups": 2})
 
@@ -190,7 +193,7 @@ def test_merges_reach_their_launchers(ops, library, merged_dtype):
 WRONG = {
     "integer images": ({"input": image(4).int()}, "input must be Float, Half or BFloat16, got Int"),
     "three dimensions": ({"input": image(4)[0]}, r"input must be \(B, C, H, W\), each below 2\^31, got"),
-    "contiguous images": ({"input": image(4).contiguous()}, "input must have its channels side by side"),
+    "contiguous images": ({"input": image(4).contiguous()}, "input must have contiguous channels, stride 1"),
     "another second size": ({"input2": image(2)[:, :, 1:]}, r"input2 must be Float \(2, 2, 9, 8\), got"),
     "another second dtype": ({"input2": image(2).half()}, "input2 must be Float .*, got Half"),
     "five dimensions of weight": ({"weight": torch.ones(4, 6, 3, 2, 1)}, "weight must have 4 dimensions"),
@@ -201,7 +204,7 @@ WRONG = {
     "short up": ({"lora_up": factors()[1][1:]}, r"lora_up must be Float \(12, 5\), got Float \(11, 5\)"),
     "columns across rows": (
         {"lora_up": torch.ones(6, 5), "lora_down": torch.ones(5, 24)},
-        "lora_down must have columns that divide an output channel's 36 weights, got 24",
+        "the columns of lora_down must divide an output channel's 36 weights, got 24",
     ),
     "columns that do not divide": ({"lora_down": torch.ones(5, 7)}, "columns must divide W's 144 elements"),
     "transposed up": ({"lora_up": torch.ones(5, 12).T}, "lora_up must be contiguous"),
@@ -253,7 +256,7 @@ def test_wrong_merges_are_named(ops):
         (0, torch.zeros(0, 16, dtype=torch.int64), "table must have a row for each layer"),
         (1, torch.ones(2, 3), "ups must have one dimension"),
         (2, stack.half(), "downs must be Float like ups, got Half"),
-        (3, 91, "elements must be from 1 to those of merged, got 91"),
+        (3, 91, "elements must be from 1 to the number of elements of merged, got 91"),
         (4, torch.ones(180)[::2], "merged must be contiguous"),
     ):
         arguments = [table, stack, stack, 60, stack.clone()]
@@ -263,8 +266,8 @@ def test_wrong_merges_are_named(ops):
     for index, value, sentence in (
         (0, torch.zeros(0, 16, dtype=torch.int64), "table must have a row for each layer"),
         (2, stack.half(), "downs must be Float like ups, got Half"),
-        (3, 0, "rows and columns must be from 1 to the elements of grad, got 0 and 60"),
-        (4, 91, "rows and columns must be from 1 to the elements of grad, got 60 and 91"),
+        (3, 0, "rows and columns must be from 1 to the number of elements of grad, got 0 and 60"),
+        (4, 91, "rows and columns must be from 1 to the number of elements of grad, got 60 and 91"),
         (5, torch.ones(180)[::2], "grad must be contiguous"),
         (6, torch.ones(89), r"grad_ups must be Float \(90\), got Float \(89\)"),
         (7, stack.half(), r"grad_downs must be Float \(90\), got Half"),

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the low-rank convolution and its input gradient, executed by tests/cuda_on_host.
+"""csrc/cuda/lora/conv.cu, executed on the CPU by the emulation in on_host.
 
 Every tensor lies between NaN guards, and so does shared memory, which starts as NaN.
 """
@@ -9,10 +9,11 @@ import ctypes
 from dataclasses import replace
 from pathlib import Path
 
-import emulator
 import pytest
 import torch
-from lora_cuda_cases import (
+
+from ..on_host import emulator
+from .cases import (
     CASES,
     MODES,
     REAL_LAYERS,
@@ -21,18 +22,15 @@ from lora_cuda_cases import (
     check_conv,
     check_grad_input,
 )
-from lora_launchers import Adapted, LoraConv, UnguardedCall, problem_view
-
-if emulator.compiler() is None:
-    pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
+from .launchers import Adapted, LoraConv, UnguardedCall, problem_view
 
 WHOLE_SHARED_MEMORY = 227 * 1024
 SOURCES = ["conv.cu", "depthwise.cu"]
 
 
 def load(folder: Path, *flags: str) -> ctypes.CDLL:
-    kernels = [emulator.SOURCES / "cuda" / "lora" / name for name in SOURCES]
-    return emulator.load(folder, [*kernels, emulator.HERE / "lora_conv_bindings.cpp"], *flags)
+    kernels = [emulator.CUDA / "lora" / name for name in SOURCES]
+    return emulator.load(folder, [*kernels, emulator.TESTS / "lora/launchers.cpp"], *flags)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +88,7 @@ def test_with_the_instructions_of_tensor_cores(device_form, case, mode):
     check_grad_input(lora, case, *mode)
 
 
-CUT_OTHERWISE = {
+DIVIDED_OTHERWISE = {
     "narrow slices": (Case((28, 56), size=(1, 4, 9)), 60, 1),
     "a tap at a time": (Case((8, 8), dilation=(9, 9), padding=(9, 9), size=(1, 4, 20)), 40, 1),
     "weights merged again": (Case((40, 28), size=(2, 4, 9), stride=(1, 2)), 16, 1),
@@ -102,9 +100,9 @@ CUT_OTHERWISE = {
 
 
 @pytest.mark.parametrize(
-    ("case", "shared_kib", "multiprocessors"), CUT_OTHERWISE.values(), ids=CUT_OTHERWISE.keys()
+    ("case", "shared_kib", "multiprocessors"), DIVIDED_OTHERWISE.values(), ids=DIVIDED_OTHERWISE.keys()
 )
-def test_devices_on_which_the_problem_is_cut_otherwise(
+def test_devices_on_which_the_problem_is_divided_otherwise(
     library, lora, case, shared_kib, multiprocessors, mode
 ):
     library.cuda_on_host_set_shared_limit(shared_kib * 1024)
@@ -122,11 +120,11 @@ def plan_of(
     return lora.plan(problem, adapted, shared_kib * 1024, multiprocessors)
 
 
-def test_the_cuts_are_those_that_are_meant(lora):
-    """Else the test above would show nothing."""
+def test_the_divisions_are_those_that_are_meant(lora):
+    """Otherwise the test above would show nothing."""
     plans = {
         name: plan_of(lora, case, torch.float32, shared, count)
-        for name, (case, shared, count) in CUT_OTHERWISE.items()
+        for name, (case, shared, count) in DIVIDED_OTHERWISE.items()
     }
     assert plans["narrow slices"].slices > 1 and plans["narrow slices"].resident
     assert not plans["a tap at a time"].whole and plans["a tap at a time"].resident
@@ -168,7 +166,7 @@ def test_empty_images_launch_nothing(lora, size):
 
 
 def test_infinities_reach_their_neighbours_only(lora, mode):
-    """Not even as 0 * inf: neither through channels that are not there nor through another tile."""
+    """Not even as 0 * inf: neither through channels that do not exist nor through another tile."""
     dtype, tf32 = mode
     case = Case((5, 7), size=(1, 20, 20))
     adapted = Adapted(torch.ones(7, 5, 3, 3, dtype=dtype))
@@ -193,7 +191,7 @@ def test_nan_passes_through_every_activation(lora):
 
 
 def test_images_beyond_2_31_elements(library, lora):
-    """Samples so far apart that a 32-bit offset would lead elsewhere; only their pages are touched."""
+    """Samples so far apart that a 32-bit offset would be wrong; only their own pages are touched."""
     del lora
     shape, far = (2, 8, 4, 5), 2**31 + 64
     strides = (far, 1, 40, 8)

@@ -1,6 +1,6 @@
-"""The CUDA kernels of the adapter's gradients, executed on the CPU by the emulation in tests/cuda_on_host.
+"""csrc/cuda/lora/conv_adapter.cu and depthwise_adapter.cu, executed on the CPU by the emulation in on_host.
 
-Every tensor lies between NaN guards, and so does shared memory, which starts as NaN, as the workspace does.
+Every tensor lies between NaN guards, and so does shared memory, which starts as NaN; so does the workspace.
 """
 
 from __future__ import annotations
@@ -8,26 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import emulator
-import lora_cuda_cases as cases
 import pytest
 import torch
-from lora_adapter_launchers import LoraAdapter
-from lora_launchers import (
-    Adapted,
-    Call,
-    Geometry,
-    ProblemView,
-    UnguardedCall,
-    problem_view,
-)
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from lorun_kernels import reference
 
-if emulator.compiler() is None:
-    pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
+from ..on_host import emulator
+from . import cases
+from .adapter_launchers import LoraAdapter
+from .launchers import Adapted, Call, Geometry, ProblemView, UnguardedCall, problem_view
 
 SOURCES = ["conv_adapter.cu", "depthwise_adapter.cu"]
 # Sums are kept in float.
@@ -116,8 +107,9 @@ CASES = LAYERS | SHAPES | OPTIONS | DEPTHWISE
 
 
 def load(folder: Path, *flags: str) -> LoraAdapter:
-    kernels = [emulator.SOURCES / "cuda" / "lora" / name for name in SOURCES]
-    return LoraAdapter(emulator.load(folder, [*kernels, emulator.HERE / "lora_adapter_bindings.cpp"], *flags))
+    kernels = [emulator.CUDA / "lora" / name for name in SOURCES]
+    launchers = emulator.TESTS / "lora/adapter_launchers.cpp"
+    return LoraAdapter(emulator.load(folder, [*kernels, launchers], *flags))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +123,7 @@ def device_form(tmp_path_factory):
 
 
 def gradients(case: Case, grad: Tensor, input: Tensor, adapted: Adapted) -> tuple[Tensor, Tensor]:
-    """Those of up and down, by autograd of the definition."""
+    """The gradients of up and down, by autograd of the definition."""
     factors = [factor.double().requires_grad_() for factor in (adapted.up, adapted.down)]
     output = reference.lora_conv2d(
         input,
@@ -245,7 +237,7 @@ def large_problem(case: Case, batch: int = 8, dtype: torch.dtype = torch.bfloat1
 
 
 def test_the_workspace_does_not_grow_with_the_images(adapter):
-    """There are no more parts than blocks that run beside each other."""
+    """There are no more parts than blocks that run at the same time."""
     case = CASES["28 to 28"]
     adapted = case.operands(torch.bfloat16)[3]
     weight = Call().weight(adapted)
@@ -256,7 +248,7 @@ def test_the_workspace_does_not_grow_with_the_images(adapter):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_blocks_of_real_layers_take_all_taps(adapter, name):
-    """So that the gradient is read once; and two of them fit beside each other."""
+    """So that the gradient is read once; and two of them run at the same time."""
     case = CASES[name]
     plan = adapter.plan(large_problem(case))
     assert (plan.rows, plan.columns) == case.kernel
@@ -272,7 +264,7 @@ def test_blocks_of_every_shape_fit(adapter, name):
 
 
 def test_samples_beyond_2_31_elements(adapter):
-    """So far apart that a 32-bit offset would lead elsewhere; only their pages are touched."""
+    """So far apart that a 32-bit offset would be wrong; only their own pages are touched."""
     case = Case((8, 8), size=(2, 3, 5))
     grad, input, _, adapted = case.operands(torch.bfloat16)
     far = 2**31 + 64

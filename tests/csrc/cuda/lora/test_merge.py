@@ -1,22 +1,18 @@
-"""The CUDA kernels that merge weights, executed on the CPU by the emulation in tests/cuda_on_host."""
+"""csrc/cuda/lora/merge.cu and merge_backward.cu, executed on the CPU by the emulation in on_host."""
 
 from __future__ import annotations
 
-import emulator
 import pytest
 import torch
-from lora_launchers import DTYPES, Adapted
-from lora_merge_launchers import LoraMerge
 from torch import Tensor
 
 from lorun_kernels import reference
 
-if emulator.compiler() is None:
-    pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
+from ..on_host import emulator
+from .cases import SMALLEST, UNIT
+from .launchers import DTYPES, Adapted
+from .merge_launchers import LoraMerge
 
-# Half the distance of 1 to the next number, and of 0 to the smallest where that matters.
-UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-SMALLEST = {torch.float32: 0.0, torch.float16: 2.0**-25, torch.bfloat16: 0.0}
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 # (out, in, kernel height, kernel width, groups, rank, form)
@@ -34,8 +30,8 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
-    kernels = [emulator.SOURCES / "cuda" / "lora" / f"{name}.cu" for name in ("merge", "merge_backward")]
-    sources = [*kernels, emulator.HERE / "lora_merge_bindings.cpp"]
+    kernels = [emulator.CUDA / "lora" / name for name in ("merge.cu", "merge_backward.cu")]
+    sources = [*kernels, emulator.TESTS / "lora/merge_launchers.cpp"]
     return LoraMerge(emulator.load(tmp_path_factory.mktemp("merge"), sources))
 
 

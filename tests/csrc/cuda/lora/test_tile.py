@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import ctypes
 
-import emulator
 import pytest
 import torch
-from lora_cuda_cases import MODES, UNIT, to_tf32
 
-if emulator.compiler() is None:
-    pytest.skip("needs g++ to compile the kernels for the CPU", allow_module_level=True)
+from ..on_host import emulator
+from .cases import MODES, UNIT, to_tf32
 
 TILE, PITCH = 16, 40
 FORMS = {"plain loops": [], "tensor cores": emulator.DEVICE_FORM}
@@ -20,7 +18,7 @@ FORMS = {"plain loops": [], "tensor cores": emulator.DEVICE_FORM}
 @pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS.keys())
 def library(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tile")
-    return emulator.load(folder, [emulator.HERE / "tile_products.cu"], *request.param)
+    return emulator.load(folder, [emulator.TESTS / "lora/tile_products.cu"], *request.param)
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])

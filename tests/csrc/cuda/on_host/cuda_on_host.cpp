@@ -1,6 +1,7 @@
 // The emulated device: its limits, its shared memory, and how it runs a grid.
 #include <algorithm>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <list>
 #include <map>
@@ -20,17 +21,19 @@ constexpr int kSharedUnasked = 48 * 1024;
 constexpr int kSharedMost = 227 * 1024;
 constexpr int kGuard = 4096;
 constexpr int kMostThreads = 1024;
-// In every floating-point type these bytes are a NaN, and one that no arithmetic makes.
+// In every floating-point type these bytes are a NaN, and one that no arithmetic produces.
 constexpr unsigned char kPoison = 0xff;
 
 int shared_limit = kSharedMost;
 int multiprocessors = 1;
 std::map<const void*, int> shared_allowed;
 std::string fault;
+// Shows that the race check would report a missing barrier.
+const bool without_barriers = std::getenv("CUDA_ON_HOST_WITHOUT_BARRIERS") != nullptr;
 
 }  // namespace
 
-// `shared_memory`, which kernels declare extern, begins behind the first guard.
+// `shared_memory`, which kernels declare extern, begins after the first guard.
 extern "C" {
 alignas(16) unsigned char cuda_on_host_arena[kGuard + kSharedMost + kGuard];
 static_assert(kGuard == 4096, "the offset in the next line");
@@ -40,14 +43,14 @@ asm(".globl shared_memory\n.set shared_memory, cuda_on_host_arena + 4096");
 namespace {
 
 // Where the threads of a block meet: at a barrier within the kernel, or at its end. A thread at one while
-// another is at the other is a fault, after which nobody waits any more.
+// another is at the other is a fault, after which no thread waits any more.
 class Barrier {
  public:
   enum class Place { kSync, kEnd };
 
   Barrier(unsigned threads, std::string name) : threads_(threads), name_(std::move(name)) {}
 
-  // The last thread to arrive runs `last` before all go on.
+  // The last thread to arrive runs `last` before all continue.
   void wait(Place place, const std::function<void()>& last) {
     std::unique_lock lock(mutex_);
     if (arrived_ == 0) {
@@ -150,15 +153,15 @@ void run_thread(unsigned thread, size_t shared, const std::function<void()>& bod
 }  // namespace
 
 void __syncthreads() {
-#ifndef CUDA_ON_HOST_WITHOUT_SYNC
-  block_barrier->wait(Barrier::Place::kSync, [] {});
-#endif
+  if (!without_barriers) {
+    block_barrier->wait(Barrier::Place::kSync, [] {});
+  }
 }
 
 void __syncwarp() {
-#ifndef CUDA_ON_HOST_WITHOUT_SYNC
-  warp_barrier->wait(Barrier::Place::kSync, [] {});
-#endif
+  if (!without_barriers) {
+    warp_barrier->wait(Barrier::Place::kSync, [] {});
+  }
 }
 
 cudaError_t cudaGetDevice(int* device) {
@@ -213,12 +216,12 @@ cudaError_t cuda_on_host::run(const cudaLaunchConfig_t& config, const void* kern
 
 extern "C" {
 
-// Makes the device smaller, so that little shapes take the paths of large ones.
+// Makes the device smaller, so that small shapes take the paths of large ones.
 void cuda_on_host_set_shared_limit(int bytes) { shared_limit = bytes < kSharedMost ? bytes : kSharedMost; }
 
-// As many blocks as this are persistent.
+// A persistent kernel is launched with this many blocks.
 void cuda_on_host_set_multiprocessors(int count) { multiprocessors = count; }
 
-// What the last launch did wrong; empty where nothing.
+// What the last launch did wrong; empty if nothing.
 const char* cuda_on_host_fault() { return fault.c_str(); }
 }

@@ -1,5 +1,5 @@
-// Asynchronous copies on the host. One may write its destination at any time until it was waited for: it
-// makes it NaN at once, and fills it only in the wait.
+// Asynchronous copies on the host. A copy may write its destination at any time until it has been waited for:
+// these make it NaN at once, and fill it only in the wait.
 #pragma once
 
 #include <cstddef>

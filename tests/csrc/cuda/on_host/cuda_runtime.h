@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the CPU, unchanged: the part of the CUDA runtime that kernels and launchers here use.
 //
-// The threads of a block are host threads and blocks run one after another; __syncthreads and __syncwarp are
+// The threads of a block are host threads, and blocks run one after another; __syncthreads and __syncwarp are
 // real barriers, so a missing one is a race that ThreadSanitizer sees. All shared memory is dynamic: it is
-// NaN before each block, and bytes beside what the launch asked for are checked after it.
+// NaN before each block, and the bytes around what the launch asked for are checked after it.
 #pragma once
 
 #include <atomic>

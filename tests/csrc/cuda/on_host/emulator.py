@@ -1,14 +1,17 @@
 """Builds the CUDA kernels for the CPU and calls them with tensors between guards.
 
-The emulated device is in cuda_runtime.h and cuda_on_host.cpp. The kernels of an op are reached through its
-`<op>_bindings.cpp`, and a test of their races is a program, `<op>_races.cpp`.
+The emulated device is in cuda_runtime.h and cuda_on_host.cpp. A test reaches the kernels through a
+`*launchers.cpp` beside it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import hashlib
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +20,12 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-SOURCES = HERE.parents[3] / "csrc"
-RACES = sorted(HERE.glob("*_races.cpp"))
+TESTS = HERE.parent
+CUDA = HERE.parents[3] / "csrc/cuda"
 
 FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-pthread", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
-INCLUDES = [f"-I{HERE}", f"-I{SOURCES}"]
-# Tensor-core instructions one by one, which is slow, in place of the plain loops that stand for them.
+INCLUDES = [f"-I{HERE}", f"-I{CUDA.parent}"]
+# Tensor-core instructions one by one, which is slow, in place of the plain loops that stand in for them.
 DEVICE_FORM = ["-D__CUDA_ARCH__=800", f"-I{HERE / 'ptx'}"]
 
 # Elements of NaN on both sides of every buffer.
@@ -35,33 +38,43 @@ def compiler() -> str | None:
 
 
 def kernels(family: str) -> list[Path]:
-    """The CUDA files of "cassi" or "lora"."""
-    return sorted((SOURCES / "cuda" / family).glob("*.cu"))
+    """The CUDA files of "cassi" or of "lora"."""
+    return sorted((CUDA / family).glob("*.cu"))
+
+
+@functools.cache
+def objects_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="cuda_on_host_")
+
+
+@functools.cache
+def compiled(source: Path, flags: tuple[str, ...]) -> Path:
+    """The object file of a source, which tests share."""
+    digest = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:12]
+    target = Path(objects_folder().name) / f"{source.name}.{digest}.o"
+    command = [compiler(), *FLAGS, *flags, *INCLUDES, "-c", "-x", "c++", str(source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target
 
 
 def build(target: Path, sources: list[Path], *flags: str) -> Path:
-    """Compiles `sources` and the emulated device, and links them into `target`."""
+    """Compiles `sources` and the emulated device, two at a time, and links them into `target`."""
     sources = [*sources, HERE / "cuda_on_host.cpp"]
-    objects = [target.parent / f"{target.name}.{source.name}.o" for source in sources]
-
-    def compile_one(source: Path, output: Path) -> None:
-        command = [compiler(), *FLAGS, *flags, *INCLUDES, "-c", "-x", "c++", str(source), "-o", str(output)]
-        subprocess.run(command, check=True)
-
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, sources, objects))
-    subprocess.run([compiler(), *FLAGS, *flags, *map(str, objects), "-o", str(target)], check=True)
+        objects = list(pool.map(lambda source: compiled(source, flags), sources))
+    link = ["-shared"] if target.suffix == ".so" else []
+    subprocess.run([compiler(), *FLAGS, *flags, *link, *map(str, objects), "-o", str(target)], check=True)
     return target
 
 
 def load(folder: Path, sources: list[Path], *flags: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build(folder / "cuda_on_host.so", sources, "-shared", *flags)))
+    library = ctypes.CDLL(str(build(folder / "cuda_on_host.so", sources, *flags)))
     library.cuda_on_host_fault.restype = ctypes.c_char_p
     return library
 
 
 class KernelError(RuntimeError):
-    """A launch was refused, or the kernel did something that a GPU need not notice."""
+    """A launch was refused, or the kernel did something that a GPU may not notice."""
 
 
 class Guarded:
@@ -85,7 +98,7 @@ class Guarded:
 
     @staticmethod
     def _distinct(tensor: Tensor) -> Tensor:
-        """Without the repetitions of dimensions that have stride 0."""
+        """Without the repetitions along dimensions of stride 0."""
         for dim, stride in enumerate(tensor.stride()):
             if stride == 0 and tensor.shape[dim] > 1:
                 tensor = tensor.narrow(dim, 0, 1)

@@ -1,4 +1,4 @@
-// Kernels with one planted error each, to show that the emulation catches it.
+// Kernels with one planted error each, to show that the emulation catches them.
 #include <cuda_pipeline.h>
 
 #include "cuda/launch.cuh"

@@ -1,5 +1,5 @@
-// What the instructions of csrc/cuda/lora/mma.cuh do, after the tables of the PTX ISA ("Matrix Fragments for
-// mma", "ldmatrix").
+// What the instructions of csrc/cuda/lora/mma.cuh do, according to the tables of the PTX ISA ("Matrix
+// Fragments for mma", "ldmatrix").
 #pragma once
 
 #include <cuda_bf16.h>
