@@ -1,12 +1,12 @@
 """deepinv's operators as ours, and ours as deepinv's."""
 
-import deepinv_operators
 import pytest
 import torch
 
 from lorun.denoisers import UNet
 from lorun.physics import CASSI, BlockCS, Linear
 from lorun.unfolding import UnfoldingNetwork
+from tests.lorun.physics import deepinv_operators
 
 
 @pytest.fixture(params=deepinv_operators.OPERATORS)
