@@ -20,7 +20,7 @@ STEPS = [2, 0, 3, [3, 0, 7, 3]]
 
 @pytest.fixture(params=[2, 3, 4], ids=["(H, W)", "(C, H, W)", "(B, C, H, W)"])
 def mask(request) -> Tensor:
-    """A mask a third of which is closed, with one closed row."""
+    """A third of the mask is closed, and one row."""
     mask = torch.rand(CUBE[4 - request.param :], dtype=torch.float64)
     mask = mask * (torch.rand_like(mask) > 1 / 3)
     mask[..., 0, :] = 0
@@ -68,28 +68,10 @@ def test_A_and_its_adjoint_are_the_dense_phi(physics):
     assert torch.equal(physics(x), physics.A(x))
 
 
-def test_adjointness(physics):
-    x, y = draw(physics)
-    close((physics.A(x) * y).sum(), (x * physics.A_adjoint(y)).sum())
-
-
 def test_gram_is_the_diagonal_of_phi_phi_t(physics):
     phi = dense_phi(physics)
     gram = physics.gram().expand(BATCH, HEIGHT, -1)
     close(torch.diag_embed(gram.flatten(1)), phi @ phi.mT)
-
-
-def test_pgd_step_is_equation_5(physics):
-    phi, (x, y) = dense_phi(physics), draw(physics)
-    close(physics.pgd_step(x, y, 0.7), x.flatten(1) - 0.7 * times(phi.mT, times(phi, x) - y.flatten(1)))
-
-
-@pytest.mark.parametrize("mu", [0.3, torch.tensor([0.2, 1.5])], ids=["one", "per sample"])
-def test_hqs_step_solves_equation_9(physics, mu):
-    phi, (w, y) = dense_phi(physics), draw(physics)
-    each = torch.as_tensor(mu, dtype=torch.float64).expand(BATCH)[:, None]
-    system = phi.mT @ phi + torch.diag_embed(each.expand(BATCH, phi.shape[2]))
-    close(physics.hqs_step(w, y, mu), torch.linalg.solve(system, times(phi.mT, y) + each * w.flatten(1)))
 
 
 def test_hqs_step_without_a_penalty_measures_y_where_anything_was_measured(physics):
@@ -139,7 +121,7 @@ def test_the_average_start_restores_a_grey_cube_wherever_its_row_sees_light(phys
 
 def test_the_nearest_measured_column_by_hand():
     measured = torch.tensor([[0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0, 0]]).bool()
-    # Between two at the same distance the left one.
+    # Of two columns at the same distance, the left one.
     assert nearest_column(measured).tolist() == [[2, 2, 2, 2, 2, 6, 6, 6], [0] * 8]
 
 
@@ -151,11 +133,21 @@ def test_the_smooth_start_begins_at_the_average(physics):
     close(physics.start(y), smooth_start(physics, y, average))
 
 
-def test_noise_comes_with_the_call_only():
-    physics = CASSI(torch.rand(HEIGHT, WIDTH), BANDS, noise=GaussianNoise(0.1))
-    x = torch.rand(CUBE)
-    assert torch.equal(physics.A(x), physics.A(x))
-    assert 0.03 < (physics(x) - physics.A(x)).std() < 0.3
+@pytest.mark.parametrize("start", ["average", "adjoint"])
+def test_for_another_size_it_has_an_open_mask(start):
+    noise = GaussianNoise(0.1)
+    physics = CASSI(bands=3, step=[0, 1, 4], start=start, noise=noise)
+    other = physics.for_size((6, 5))
+    assert physics.size is None and other.size == (6, 5)
+    assert torch.equal(other.mask, torch.ones(6, 5))
+    assert (other.bands, other.step, other.start_from, other.noise) == (3, [0, 1, 4], start, noise)
+    assert other.for_size((6, 5)) is other
+    assert other.double().for_size((2, 7)).mask.dtype == torch.float64
+
+
+def test_for_its_size_a_camera_with_a_mask_for_each_sample_measures_one_image():
+    physics = CASSI(torch.rand(2, 3, 6, 5), 3)
+    assert physics.for_size((6, 5)).A(torch.rand(1, 3, 6, 5)).shape == (1, 6, 9)
 
 
 def test_the_mask_moves_with_the_module_but_is_no_weight():

@@ -1,3 +1,5 @@
+"""The two noise modules against the mean, the variance and the distribution that they promise."""
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_shot_noise_has_the_fields_distribution():
         ours = (ShotNoise()(torch.from_numpy(y)).numpy() * 2048).round().astype(int)
         length = max(fields.max(), ours.max()) + 1
         shares = [np.bincount(counts, minlength=length).cumsum() / MANY for counts in (fields, ours)]
-        # Kolmogorov and Smirnov: two samples of one distribution lie further apart once in a million.
+        # Kolmogorov-Smirnov: two samples of one distribution are further apart once in a million times.
         assert np.abs(shares[0] - shares[1]).max() < 2.7 * (2 / MANY) ** 0.5
 
 

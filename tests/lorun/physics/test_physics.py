@@ -4,13 +4,13 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import deepinv_operators
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lorun.physics import CASSI, BlockCS, GaussianNoise, Linear, Physics
+from tests.lorun.physics import deepinv_operators
 
 BATCH = 2
 # A number, a scalar tensor, one per sample.

@@ -1,3 +1,5 @@
+"""The start of CASSI against its normal equations, and what it is worth on scenes."""
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ def camera(dtype=torch.float64, bands=BANDS, size=(HEIGHT, WIDTH)) -> CASSI:
 
 
 def scene(bands=28, height=48, width=64) -> torch.Tensor:
-    """Two materials with a sharp border between them, under uneven light."""
+    """Two materials with a sharp border between them, in uneven light."""
     band = torch.linspace(0, 1, bands)[:, None, None]
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     light = 0.6 + 0.3 * torch.sin(rows / 7) * torch.cos(columns / 9)
@@ -24,7 +26,7 @@ def scene(bands=28, height=48, width=64) -> torch.Tensor:
 
 
 def dense_matrices(physics):
-    """Phi E and the differences D of the weights of cosines, as matrices."""
+    """The cosines E, Phi E, and the differences between neighbouring weights, as matrices."""
     scale = torch.tensor(ROUGHNESS[:BANDS], dtype=torch.float64).sqrt()
     basis = cosines(BANDS, BANDS) * scale
     unit = torch.eye(BANDS * HEIGHT * WIDTH, dtype=torch.float64).view(-1, BANDS, HEIGHT, WIDTH)
@@ -68,7 +70,7 @@ def test_it_restores_a_scene_far_better_than_the_average():
     assert found > before + 6
 
 
-# Conjugate gradients that stop before they are done amplify rounding: float32 has about three digits left.
+# Conjugate gradients that are stopped early amplify rounding: float32 has about three digits left.
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-3), (torch.bfloat16, 0.05)])
 def test_every_dtype_comes_out_alike(dtype, tolerance):
     x = scene(height=24, width=40)
