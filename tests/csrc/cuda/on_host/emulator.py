@@ -28,6 +28,9 @@ INCLUDES = [f"-I{HERE}", f"-I{CUDA.parent}"]
 # Tensor-core instructions one by one, which is slow, in place of the plain loops that stand in for them.
 DEVICE_FORM = ["-D__CUDA_ARCH__=800", f"-I{HERE / 'ptx'}"]
 
+# Removed when the process ends.
+OBJECTS = tempfile.TemporaryDirectory(prefix="cuda_on_host_")
+
 # Elements of NaN on both sides of every buffer.
 GUARD = 64
 SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,15 +46,10 @@ def kernels(family: str) -> list[Path]:
 
 
 @functools.cache
-def objects_folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="cuda_on_host_")
-
-
-@functools.cache
 def compiled(source: Path, flags: tuple[str, ...]) -> Path:
     """The object file of a source, which tests share."""
     digest = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:12]
-    target = Path(objects_folder().name) / f"{source.name}.{digest}.o"
+    target = Path(OBJECTS.name) / f"{source.name}.{digest}.o"
     command = [compiler(), *FLAGS, *flags, *INCLUDES, "-c", "-x", "c++", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
