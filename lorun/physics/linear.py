@@ -39,7 +39,7 @@ class Linear(Physics):
         diagonal: of Phi^T Phi, at least 0, in the shape of an image or one that broadcasts to it: the
             preconditioner of `hqs_step`, which decides how fast that is, not where it ends. None estimates it
             once for each shape of w, with 32 calls of A_adjoint.
-        tolerance: of `hqs_step`, see there; above 0.
+        tolerance: of `hqs_step`, see there; a share in (0, 1).
         iterations: of conjugate gradients in one `hqs_step`, at most; at least 1.
         check_adjoint: at the first data step on images of each shape, refuse functions that are not each
             other's adjoint (`adjointness_error` above 0.01), for one more call of each.
