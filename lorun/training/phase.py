@@ -1,4 +1,4 @@
-"""One phase of Algorithm 1: its segments, its log, its checkpoints, and continuing from them."""
+"""The phases of Algorithm 1: segments, log and checkpoints, and the network that phase 2 begins with."""
 
 import json
 import time
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lorun.tasks import TASKS
 from lorun.tasks.task import Samples
 from lorun.training.config import Phase, TrainConfig
 from lorun.training.schedule import learning_rate
@@ -67,3 +68,19 @@ def grow(net: UnfoldingNetwork, before: int, after: int) -> None:
     """Give stages that have not run yet the step size and lambda of the last one that has."""
     for raw in (net.raw_step, net.raw_lambda):
         raw.data[before:after] = raw.data[before - 1]
+
+
+def phase2_network(shared: UnfoldingNetwork, config: TrainConfig) -> UnfoldingNetwork:
+    """The LoRun network that phase 2 trains: frozen base, adapters, scalars, and the physics' own adapter."""
+    shared = _rounded_to_half(shared)
+    torch.manual_seed(config.seed + 1)
+    net = UnfoldingNetwork.from_shared(shared, config.network.gamma, config.network.form)
+    TASKS[config.network.task].adapt_physics(net.physics, config.network)
+    return net
+
+
+def _rounded_to_half(net: UnfoldingNetwork) -> UnfoldingNetwork:
+    """The network as its fp16 file holds it, so that adapters train on the base that ships."""
+    for parameter in net.parameters():
+        parameter.data.copy_(parameter.data.half())
+    return net

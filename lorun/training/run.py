@@ -13,9 +13,8 @@ from lorun.tasks import TASKS
 from lorun.tasks.task import NetworkSettings, Samples
 from lorun.training.config import TrainConfig
 from lorun.training.curves import save_curves
-from lorun.training.phase import run_phase
+from lorun.training.phase import phase2_network, run_phase
 from lorun.training.state import claim_folder
-from lorun.unfolding import UnfoldingNetwork
 
 
 def train(config: TrainConfig, out: str | Path) -> Path:
@@ -70,23 +69,7 @@ def model_file(out: Path, name: str, network: NetworkSettings) -> Path:
     return out / f"{name}-{network.variant}{network.stages}.safetensors"
 
 
-def phase2_network(shared: UnfoldingNetwork, config: TrainConfig) -> UnfoldingNetwork:
-    """The LoRun network that phase 2 trains: frozen base, adapters, scalars, and the physics' own adapter."""
-    shared = _rounded_to_half(shared)
-    torch.manual_seed(config.seed + 1)
-    net = UnfoldingNetwork.from_shared(shared, config.network.gamma, config.network.form)
-    TASKS[config.network.task].adapt_physics(net.physics, config.network)
-    return net
-
-
 def training_notes(config: TrainConfig, phase: int) -> dict[str, Any]:
     """What a model file says about its own training."""
     steps = config.phase1.total_steps + (config.phase2.total_steps if phase == 2 else 0)
     return {"training_steps": steps, "seed": config.seed, "data": list(config.data)}
-
-
-def _rounded_to_half(net: UnfoldingNetwork) -> UnfoldingNetwork:
-    """The network as its fp16 file holds it, so that adapters train on the base that ships."""
-    for parameter in net.parameters():
-        parameter.data.copy_(parameter.data.half())
-    return net
