@@ -39,6 +39,10 @@ def save_network(
         base: a model file in the same folder. Tensors equal to that file's are left out here and taken
             from there on loading, so that adapters weigh what adapters weigh.
         notes: anything JSON about the model, such as how it was trained.
+
+    Raises:
+        ValueError: a base in another folder.
+        OSError: a folder that cannot be written to; an old file stays.
     """
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network_tensors(net).items()
@@ -54,12 +58,20 @@ def save_network(
 
 
 def load_network(path: str | Path) -> tuple[UnfoldingNetwork, NetworkSettings, dict[str, Any]]:
-    """Read a model file: the network in float32 and evaluation mode, its config and its notes."""
+    """Read a model file: the network in float32 and evaluation mode, its config and its notes.
+
+    Raises:
+        FileNotFoundError: no such file, or no base beside it.
+        CheckpointError: a damaged file, no LoRun model, or one that this version cannot build.
+    """
     tensors, header = read_tensors(path)
     if "base" in header:
         tensors = _base_tensors(Path(path), header["base"]) | tensors
     config = _config_of(path, header)
-    net = build_network(config)
+    try:
+        net = build_network(config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _unknown_config(path, error) from error
     assign_tensors(net, tensors, path)
     return net.eval(), config, header["notes"]
 
@@ -108,7 +120,12 @@ def read_config(path: str | Path) -> NetworkSettings:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote, and refuse anything that is not exactly that."""
+    """Read what `write_tensors` wrote, and refuse anything that is not exactly that.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: anything else than what was written.
+    """
     with _opened(path) as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
@@ -153,7 +170,13 @@ def _config_of(path: str | Path, header: dict[str, Any]) -> NetworkSettings:
     try:
         return read_network_config(header["config"])
     except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its config is not one this version knows ({error})") from error
+        raise _unknown_config(path, error) from error
+
+
+def _unknown_config(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: its config is not one this version knows ({error}); upgrade lorun, or fetch the file again"
+    )
 
 
 def _base_tensors(path: Path, base: dict[str, str]) -> dict[str, Tensor]:

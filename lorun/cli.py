@@ -17,6 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from lorun import __version__
 from lorun.demo import run_demo
+from lorun.errors import ArgumentError
 from lorun.evaluate import TABLES, evaluate_files, to_markdown, write_table
 from lorun.files import check_target
 from lorun.report import report
@@ -167,6 +168,9 @@ class Info:
 
 Command = Demo | Train | Eval | Restore | Info
 
+# Arguments that say how to read a file, which only `restore` and `eval` take.
+READING = ("key", "layout", "range", "wavelengths")
+
 EXPECTED = (ValueError, TypeError, OSError, ArithmeticError, SafetensorError, MemoryError)
 
 
@@ -180,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         command = parse(arguments)
         command.run()
     except EXPECTED as error:
-        print(f"lorun: error: {in_one_line(error)}", file=sys.stderr)
+        print(f"lorun: error: {in_one_line(error, arguments[:1])}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "allocate memory" not in str(error) and "out of memory" not in str(error):
@@ -193,11 +197,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def in_one_line(error: BaseException) -> str:
-    """An error's message, with the flag that sets the argument it is about."""
+def in_one_line(error: BaseException, command: Sequence[str] = ()) -> str:
+    """An error's message, with the flag of the argument that it is about, if the command has one."""
     text = " ".join(str(error).split()) or type(error).__name__
     argument = getattr(error, "argument", None)
-    return text if argument is None else f"{text} (--{argument.replace('_', '-')})"
+    # Training reads files as they say they are: it has no flags for how to read them.
+    unknown = list(command) == ["train"] and argument in READING
+    return text if argument is None or unknown else f"{text} (--{argument.replace('_', '-')})"
 
 
 def parse(arguments: list[str]) -> Command:
@@ -231,17 +237,21 @@ def parse(arguments: list[str]) -> Command:
             return tyro.cli(commands, args=arguments, prog="lorun", description=__doc__)
     except SystemExit as exit:
         if exit.code:
-            raise ValueError(one_line(complaint.getvalue()) + foreign_options(arguments, task)) from None
+            hint = foreign_options(arguments, task) if command in ("eval", "restore") else ""
+            raise ValueError(one_line(complaint.getvalue()) + hint) from None
         raise
 
 
 def task_name(arguments: list[str]) -> str:
     """The task that the arguments are for."""
     given = _value(arguments, "--task")
-    if given is not None and given not in TASKS:
-        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {given!r}")
+    if given is not None:
+        if given not in TASKS:
+            raise ArgumentError("task", f"task: expected one of {', '.join(TASKS)}, got {given!r}")
+        return given
     model = _value(arguments, "--model") or _value(arguments, "--models")
-    return given or (task_of(model) if model else None) or DEFAULT_TASK
+    asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
+    return DEFAULT_TASK if model is None or asks_for_help else task_of(model)
 
 
 def described(command: type, examples: Sequence[str]) -> str:
@@ -286,13 +296,14 @@ def one_line(box: str) -> str:
 
 
 def _value(arguments: list[str], flag: str) -> str | None:
-    """The value, or the first of the values, that follows a flag."""
+    """The value, or the first of the values, that follows a flag; the last time counts, as for the parser."""
+    found = None
     for position, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
-            return argument.removeprefix(f"{flag}=")
-        if argument == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
+            found = argument.removeprefix(f"{flag}=")
+        elif argument == flag and position + 1 < len(arguments):
+            found = arguments[position + 1]
+    return found
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ class ArgumentError(ValueError):
         super().__init__(message)
         self.argument = argument
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.argument, str(self))
+
 
 class MissingDataError(FileNotFoundError):
     """A file or folder of training data that does not exist; `argument` names the setting that lists it."""
@@ -19,3 +22,6 @@ class MissingDataError(FileNotFoundError):
     def __init__(self, argument: str, message: str):
         super().__init__(message)
         self.argument = argument
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.argument, str(self))

@@ -64,8 +64,15 @@ def without_foreign_defaults(
     return {
         name: value
         for name, value in values.items()
-        if name in names or name not in foreign or value != foreign[name]
+        if name in names or name not in foreign or not _is_default(value, foreign[name])
     }
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether a value of a file says what the default says; a table may leave settings out."""
+    if isinstance(value, dict) and isinstance(default, dict):
+        return default | value == default
+    return value == default
 
 
 def build_network(config: NetworkSettings) -> UnfoldingNetwork:

@@ -1,5 +1,6 @@
 """What a network costs: parameters by part, FLOPs, and the saving against K separate denoisers."""
 
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -62,7 +63,11 @@ class Report:
 
 
 def report(model: UnfoldingNetwork, size: tuple[int, int] = (256, 256)) -> Report:
-    """Count the parameters of a network by part, and its FLOPs for one image of `size` = (H, W)."""
+    """Count the parameters of a network by part, and its FLOPs for one image of `size` = (H, W) in pixels.
+
+    Raises:
+        ValueError: a height or width below 1, or one that the network's physics cannot have.
+    """
     if min(size) < 1:
         raise ValueError(f"size: expected a height and a width of at least 1, got {tuple(size)}")
     names = {name: p.numel() for name, p in model.named_parameters()}
@@ -93,9 +98,12 @@ def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
 
     Convolutions and matrix products count; data steps that are neither, HQS's solve and the merging of
     adapters do not.
+
+    Args:
+        size: (H, W) in pixels, at least 1.
     """
     image = model.raw_step.new_zeros(1, model.physics.channels, *size)
-    physics = model.physics.for_size(size).to(image)
+    physics = copy.deepcopy(model.physics.for_size(size)).to(image)
     y = physics.A(image)
     counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     with counter:

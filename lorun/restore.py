@@ -41,11 +41,12 @@ def restore_file(
     """
     options = task.restore_options() if options is None else options
     check_target(out, *task.suffixes)
-    check_not_input(out, *task.inputs(source, options))
+    inputs = task.inputs(source, options)
+    check_not_input(out, *inputs)
     first = model or task.default_model(options, shipped_for(task.name))
     names = list(dict.fromkeys((first, *compare)))
     if figures:
-        _check_pictures(task, out, names)
+        _check_pictures(task, out, inputs, names)
     elif compare:
         raise ArgumentError("figures", "compare: is for the pictures; ask for the figures too")
     methods, settings = load_methods(names, task, tile, device)
@@ -72,9 +73,10 @@ def restore_file(
     return done
 
 
-def _check_pictures(task: Task, out: Path, names: list[str]) -> None:
+def _check_pictures(task: Task, out: Path, inputs: list[Path], names: list[str]) -> None:
     for picture in task.pictures(out):
         check_target(picture, ".png")
+        check_not_input(picture, *inputs)
     if len(names) > task.most_pictured:
         raise ArgumentError(
             "compare", f"compare: pictures hold {task.most_pictured} methods at most, got {len(names)}"

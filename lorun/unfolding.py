@@ -38,13 +38,18 @@ class UnfoldingNetwork(nn.Module):
             frozen denoiser and a low-rank adapter per stage.
         algorithm: "pgd" or "hqs".
         gamma, form: the adapters' rank in percent (Eq. 12) and form, used by "lorun" only.
-        start_step: where rho (or mu) starts. PGD wants less than 2 / max(Phi Phi^T).
+        start_step: where rho (or mu) starts, above 0. PGD wants less than 2 / max(Phi Phi^T).
+
+    Source: arXiv 2602.18697, Eq. 5-11.
+
+    Raises:
+        TypeError: a physics that is not a `lorun.physics.Physics`.
+        ValueError: another argument outside of these.
     """
 
     physics: Physics
     denoiser: nn.Module
     denoisers: nn.ModuleList
-    # For networks that were pickled before this attribute existed, too.
     _stage_weights: StageWeights | None = None
 
     def __init__(
@@ -59,6 +64,11 @@ class UnfoldingNetwork(nn.Module):
         start_step: float = START,
     ):
         super().__init__()
+        if not isinstance(physics, Physics):
+            raise TypeError(
+                f"physics: expected a lorun.physics.Physics, got {type(physics).__name__}; wrap the two "
+                "functions of any linear operator as lorun.physics.Linear(A, A_adjoint, channels=...)"
+            )
         if not (start_step > 0 and math.isfinite(start_step)):
             raise ValueError(f"start_step: expected a step size above 0, got {start_step}")
         if stages < 1:
@@ -119,6 +129,13 @@ class UnfoldingNetwork(nn.Module):
             tile, overlap: denoise at most tile x tile pixels at once, `overlap` of them for context on every
                 side, so that large scenes run in bounded memory; data steps always see the whole scene. From
                 an overlap of 36 the U-Net gives what it gives for the whole scene (`denoise_in_tiles`).
+
+        Returns:
+            Images (B, C, H, W) in the dtype of y, about in [0, 1] and not clipped; without `size`, on whole
+            blocks.
+
+        Raises:
+            ValueError, TypeError: a y that the physics did not measure, or a number outside its range.
         """
         physics = self.physics if physics is None else physics
         count = self.stages if stages is None else stages
@@ -160,6 +177,9 @@ class UnfoldingNetwork(nn.Module):
         """Phase 2 of Algorithm 1: freeze a trained Shared-K network's denoiser and add adapters.
 
         The new network owns copies, so `shared` stays as it is; until it is trained, both restore alike.
+
+        Raises:
+            ValueError: a network of another variant, or a gamma or form that its layers refuse.
         """
         if shared.variant != "shared":
             raise ValueError(f'shared: expected a network of variant "shared", got {shared.variant!r}')

@@ -77,15 +77,12 @@ def shipped_for(task: str) -> dict[str, NetworkSettings]:
     return {name: config for name, config in configs.items() if config.task == task}
 
 
-def task_of(model: str) -> str | None:
-    """The task of a model, as its file says, or of an untrained method; None if there is no such model."""
+def task_of(model: str) -> str:
+    """The task of a model, as its file says, or of an untrained method; raises as `load_model`."""
     for task in TASKS.values():
         if model in task.untrained:
             return task.name
-    try:
-        return read_config(model_path(model)).task
-    except (ValueError, OSError):
-        return None  # the command says so, when it loads the model
+    return read_config(model_path(model)).task
 
 
 def load_methods(

@@ -17,7 +17,12 @@ HELD_OUT = 50
 
 
 def list_photos(folder: str | Path) -> list[Path]:
-    """The image files directly in a folder, sorted by name."""
+    """The image files directly in a folder, sorted by name.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a folder without an image.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; name one that holds images")
@@ -28,7 +33,12 @@ def list_photos(folder: str | Path) -> list[Path]:
 
 
 def read_grey(path: str | Path) -> np.ndarray:
-    """An image file as Y, (H, W) float32 in [0, 1]; colours become 0.299 R + 0.587 G + 0.114 B."""
+    """An image file as Y, (H, W) float32 in [0, 1]; colours become 0.299 R + 0.587 G + 0.114 B (BT.601).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is no image, is damaged, or holds NaN, Inf or floats outside [0, 1].
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -43,7 +53,11 @@ def read_grey(path: str | Path) -> np.ndarray:
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8, uint16, bool or float in [0, 1] -> Y, (H, W) float32 in [0, 1]."""
+    """(H, W) or (H, W, 3) uint8, uint16, bool or float in [0, 1] -> Y, (H, W) float32 in [0, 1].
+
+    Raises:
+        ValueError: another shape or dtype, NaN, Inf, or floats outside [0, 1].
+    """
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"image: expected (H, W) or (H, W, 3), got {image.shape}")
     if image.dtype.kind == "f":
@@ -67,6 +81,9 @@ class PhotoCrops:
     Args:
         folders: folders of images; larger images are drawn more often, in proportion to their pixels.
         seed: the k-th batch depends only on the seed and on k, so a resumed run sees what it would have seen.
+
+    Raises:
+        ValueError, OSError: a folder without an image, or an image that cannot be read.
     """
 
     def __init__(self, folders: list[str] | list[Path], seed: int = 0):

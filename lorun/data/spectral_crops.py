@@ -31,6 +31,9 @@ class SpectralCrops:
         synthetic: folders of RGB photographs, lifted by `lift_rgb`.
         synthetic_share: how many of the crops come from those, 0 to 1.
         seed: the k-th batch depends only on the seed and on k, so a resumed run sees what it would have seen.
+
+    Raises:
+        ValueError, OSError: a share outside [0, 1], or a cube that cannot be read or brought to these bands.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from lorun.networks import network_config
-from lorun.tasks import DEFAULT_TASK, TASKS
+from lorun.tasks import TASKS
 from lorun.tasks.task import NetworkSettings, TrainingSettings
 
 LOSSES = ("l1", "psnr")
@@ -50,6 +50,7 @@ class Phase:
 
     @property
     def total_steps(self) -> int:
+        """Optimiser steps of all segments."""
         return sum(self.steps)
 
     def size(self, segment: int) -> tuple[int, int]:
@@ -76,10 +77,8 @@ class TrainConfig:
     phase2: Phase = field(default_factory=Phase)
     data: tuple[str, ...] = ()
     """Files and folders of training data; relative ones lie under $LORUN_DATA."""
-    task_settings: Annotated[TrainingSettings, arg(name="")] = field(
-        default_factory=TASKS[DEFAULT_TASK].training
-    )
-    """The settings of the network's task, which files list beside the others."""
+    task_settings: Annotated[TrainingSettings, arg(name="")] = field(default_factory=TrainingSettings)
+    """The settings of the network's task, which files list beside the others; by default that task's."""
     loss: Literal["l1", "psnr"] = "l1"
     """Mean absolute error, or minus the mean PSNR: easy and hard crops then count alike."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -92,6 +91,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         wanted = TASKS[self.network.task].training
+        if type(self.task_settings) is TrainingSettings:
+            object.__setattr__(self, "task_settings", wanted())
         if type(self.task_settings) is not wanted:
             raise ValueError(
                 f"task_settings: task {self.network.task} takes {wanted.__name__}, got "

@@ -43,6 +43,7 @@ def config_from_dict(values: dict[str, Any]) -> TrainConfig:
     Raises:
         ValueError: a setting that is unknown, of another type or out of its range.
     """
+    values = _table("settings", values)
     stored = without_other_tasks(_table("network", values.get("network", {})))
     task = TASKS[stored.get("task", DEFAULT_TASK)]
     own = task.training

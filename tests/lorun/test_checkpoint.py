@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorun.checkpoint import CheckpointError, load_network, read_tensors, save_network
+from lorun.checkpoint import CheckpointError, load_network, read_tensors, save_network, write_tensors
 from lorun.networks import NetworkConfig, build_network
 from lorun.unfolding import UnfoldingNetwork
 
@@ -131,3 +131,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         save_network(net, config, path, notes={"newer": True})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+@pytest.mark.parametrize("changes", [{"gamma": 150.0, "variant": "lorun"}, {"stages": 2.5}, {"block": 32.5}])
+def test_a_config_that_builds_no_network_is_named_with_its_file(tmp_path, changes):
+    config = {"task": "cs", "ratio": 0.1, "block": 8, "width": 4, "stages": 1, "variant": "shared"} | changes
+    path = tmp_path / "bad.safetensors"
+    write_tensors({}, {"config": config, "notes": {}}, path)
+    with pytest.raises(CheckpointError, match="bad.safetensors: .*config is not one this version knows"):
+        load_network(path)

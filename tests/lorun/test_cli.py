@@ -158,6 +158,28 @@ def test_bad_input_is_one_line_and_leaves_nothing(photo, tmp_path, monkeypatch, 
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            "restore --meas m.mat --mask m.mat -o o.mat --model cassi-unet-lorun8",
+            "no shipped model is called",
+        ),
+        ("restore --meas m.mat -o o.mat --model none.safetensors", "none.safetensors: no such model file"),
+        (
+            "restore p.npz -o q.mat --task cs --task cassi",
+            "mask: restoring snapshots takes the camera's mask",
+        ),
+        ("restore p.png -o q.png --task cassi --task cs --ratio 0.3", "no shipped model restores ratio 0.3"),
+        ("train --out x --mask m", "Unrecognized options: --mask, m"),
+    ],
+)
+def test_what_chooses_the_options_is_never_the_wrong_complaint(arguments, words, capsys):
+    assert main(arguments.split()) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and "is an option of task" not in printed
+
+
 def test_a_process_ends_with_code_2_and_no_traceback(tmp_path):
     result = run("restore", tmp_path / "none.png", "-o", tmp_path / "out.png")
     assert result.returncode == 2 and "Traceback" not in result.stderr

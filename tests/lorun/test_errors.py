@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 
 from lorun.cli import in_one_line
@@ -16,3 +18,16 @@ def test_the_command_line_names_the_flag_and_the_library_does_not(kind, builtin)
 def test_other_errors_are_printed_as_they_are():
     assert in_one_line(ValueError("gamma: expected")) == "gamma: expected"
     assert in_one_line(MemoryError()) == "MemoryError"
+
+
+def test_training_has_no_flags_for_how_files_are_read():
+    error = ArgumentError("range", "a.npz: holds integers")
+    assert in_one_line(error, ["restore"]).endswith("(--range)")
+    assert in_one_line(error, ["train"]) == "a.npz: holds integers"
+    assert in_one_line(ArgumentError("data", "none: missing"), ["train"]).endswith("(--data)")
+
+
+@pytest.mark.parametrize("kind, builtin", KINDS)
+def test_they_survive_another_process(kind, builtin):
+    error = pickle.loads(pickle.dumps(kind("range", "text")))
+    assert (type(error), error.argument, str(error)) == (kind, "range", "text")

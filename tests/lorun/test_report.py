@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lorun
 from lorun.denoisers import UNet
-from lorun.physics import BlockCS
+from lorun.physics import CASSI, BlockCS
 from lorun.report import COUNTED
 from lorun.unfolding import UnfoldingNetwork
 
@@ -64,3 +64,10 @@ def test_the_products_of_attention_count():
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     assert counter.get_total_flops() == 2 * (3 * 2) * (2 * 64 * 64 * 28)
+
+
+def test_a_report_leaves_the_physics_as_it_is():
+    camera = CASSI(torch.ones(16, 16, dtype=torch.float64), 3)
+    net = UnfoldingNetwork(camera, UNet(3, 4), 1, "shared")
+    assert lorun.report(net, (16, 16)).flops == lorun.report(net, (16, 16)).flops
+    assert net.physics is camera and camera.mask.dtype == torch.float64

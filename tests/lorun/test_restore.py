@@ -54,3 +54,16 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(photo, tmp_pa
     with pytest.raises(ValueError, match=words):
         restore_file(CS, photo, tmp_path / "out.png", **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_neither_pictures_nor_measurements_replace_an_input(photo, tmp_path):
+    for name, arguments in (
+        ("out-comparison.png", {"figures": True}),
+        ("y.npz", {"options": type(CS.restore_options())(measurement=tmp_path / "y.npz")}),
+    ):
+        source = tmp_path / name
+        source.write_bytes(photo.read_bytes())
+        before = source.read_bytes()
+        with pytest.raises(ValueError, match="is the input|is one already"):
+            restore_file(CS, source, tmp_path / "out.png", **arguments)
+        assert source.read_bytes() == before

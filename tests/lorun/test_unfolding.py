@@ -152,3 +152,10 @@ def test_bad_calls_say_what_was_expected():
         net(torch.rand(1, 15, 1, 1))
     with pytest.raises(ValueError, match="shared: expected"):
         UnfoldingNetwork.from_shared(network("block"))
+
+
+def test_a_physics_keeps_the_contract():
+    with pytest.raises(
+        TypeError, match="physics: expected a lorun.physics.Physics, got Identity; wrap the two"
+    ):
+        UnfoldingNetwork(torch.nn.Identity(), UNet(width=4))

@@ -37,8 +37,17 @@ class SpectralRestorer:
                 "lorun.Restorer restores photographs"
             )
         self._method = NetworkMethod(net, tile)
-        self.net, self.tile = net, tile
         self.bands, self.step = net.physics.bands, net.physics.step
+
+    @property
+    def net(self) -> UnfoldingNetwork:
+        """The network, in evaluation mode."""
+        return self._method.net
+
+    @property
+    def tile(self) -> int | None:
+        """Side of the tiles in pixels; None denoises whole scenes."""
+        return self._method.tile
 
     def restore(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The cube, (C, H, W) float32 in [0, 1].
@@ -52,7 +61,8 @@ class SpectralRestorer:
             ValueError: a snapshot that does not fit the mask, is on another scale, or holds NaN or Inf.
         """
         camera = camera_of(mask, self.bands, self.step)
-        return self._method.restore(snapshot_tensor(y, camera), camera, mask.shape[-2:])
+        assert camera.size is not None
+        return self._method.restore(snapshot_tensor(y, camera), camera, camera.size)
 
 
 def measure(cube: np.ndarray, mask: np.ndarray, step: int = 2) -> np.ndarray:

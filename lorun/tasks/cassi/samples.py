@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lorun.data import CASSI_WAVELENGTHS, SpectralCrops, read_mask
 from lorun.data.locate import find_data, find_training_data
 from lorun.data.spectra import REAL_GAIN
+from lorun.errors import ArgumentError
 from lorun.physics import CASSI, GaussianNoise, Physics, ShotNoise
 from lorun.tasks.cassi.settings import CASSINetwork, CASSITraining
 from lorun.tasks.task import Sample, Size
@@ -26,7 +27,10 @@ class SpectralSamples:
             )
         spectral = settings.spectral
         mask_path = find_data((spectral.mask,), "spectral.mask")[0]
-        self.mask = torch.from_numpy(read_mask(mask_path, bands=network.bands, step=network.step))
+        try:
+            self.mask = torch.from_numpy(read_mask(mask_path, bands=network.bands, step=network.step))
+        except ArgumentError as error:
+            raise ArgumentError("spectral.mask", str(error)) from error
         self.cubes = SpectralCrops(
             find_training_data(data),
             CASSI_WAVELENGTHS,

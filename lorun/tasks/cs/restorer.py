@@ -48,9 +48,13 @@ class Restorer:
                 f"net: expected a network for compressive sensing, got one for {type(net.physics).__name__}; "
                 "lorun.SpectralRestorer restores snapshots of spectral cubes"
             )
-        self.net = net.eval()
         self._physics = net.physics
         self._method = NetworkMethod(net)
+
+    @property
+    def net(self) -> UnfoldingNetwork:
+        """The network, in evaluation mode."""
+        return self._method.net
 
     @torch.no_grad()
     def measure(self, image: np.ndarray) -> Measurement:
@@ -74,7 +78,11 @@ class Restorer:
 
     @torch.no_grad()
     def start(self, measurement: Measurement) -> np.ndarray:
-        """Phi^T y, (H, W) float32 in [0, 1]: where the network starts from."""
+        """Phi^T y, (H, W) float32 in [0, 1]: where the network starts from.
+
+        Raises:
+            ValueError: as `restore`.
+        """
         y = checked_measurement(measurement, self._physics)
         return self._physics.A_adjoint(y, measurement.size)[0, 0].clamp(0, 1).float().numpy(force=True)
 

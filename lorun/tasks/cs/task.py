@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lorun import metrics
 from lorun.denoisers import DENOISERS
 from lorun.errors import ArgumentError
-from lorun.files import check_target, write_in_one_step
+from lorun.files import check_not_input, check_target, write_in_one_step
 from lorun.physics import BlockCS
 from lorun.tasks.cs.restorer import (
     Measurement,
@@ -63,7 +63,7 @@ class CompressiveSensing(Task):
         return CSRestore()
 
     def default_model(self, options: "CSRestore | CSEval", shipped: Mapping[str, CSNetwork]) -> str:
-        """The LoRun model of the options' sampling ratio; of the smallest ratio that ships without one."""
+        """The LoRun model of the options' sampling ratio; 25 % for a table, which has no such option."""
         names = {settings.ratio: name for name, settings in shipped.items() if settings.variant == "lorun"}
         ratio = getattr(options, "ratio", CSNetwork.ratio)
         if ratio not in names:
@@ -79,6 +79,7 @@ class CompressiveSensing(Task):
             raise ValueError("input: name an image or an .npz measurement to restore")
         if options.measurement is not None:
             check_target(options.measurement, ".npz")
+            check_not_input(options.measurement, source)
             if is_measurement(source):
                 raise ArgumentError("measurement", f"measurement: {source} is one already; leave it out")
         return [source]

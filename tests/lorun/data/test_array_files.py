@@ -364,9 +364,7 @@ def mutations(data, count, seed):
         yield bytes(mutated)
 
 
-@pytest.mark.parametrize(
-    "name", ["mat5_.mat", "mat5z_.mat", "mat73_.mat", "npz_.npz", "npzz_.npz", "npy_.npy"]
-)
+@pytest.mark.parametrize("name", FILES[:6])
 def test_a_thousand_damaged_files_give_arrays_or_one_error(tmp_path, name):
     original = {"array": CUBE} if name.endswith("npy") else {"img": CUBE, "raw": DEPTH}
     path = write(tmp_path / name, original)

@@ -60,6 +60,18 @@ def test_files_that_list_the_settings_of_all_tasks_are_read():
         config_from_dict(json.loads(json.dumps(stored)))
 
 
+def test_a_partial_table_of_another_tasks_defaults_is_left_out():
+    assert config_from_dict({"spectral": {"noise": "none"}}) == TrainConfig()
+    with pytest.raises(ValueError, match="unknown setting 'spectral'"):
+        config_from_dict({"spectral": {"noise": "shot"}})
+    with pytest.raises(ValueError, match="settings: expected a table"):
+        config_from_dict([1])
+
+
+def test_settings_of_the_task_have_defaults():
+    assert type(TrainConfig(network=NetworkConfig("cassi")).task_settings).__name__ == "CASSITraining"
+
+
 def test_a_config_holds_the_settings_of_its_task():
     with pytest.raises(ValueError, match="task_settings: task cassi takes CASSITraining, got CSTraining"):
         dataclasses.replace(TrainConfig(), network=NetworkConfig("cassi"))

@@ -139,3 +139,10 @@ def test_restoring_leaves_the_input_and_keeps_no_graph(restorer):
     assert np.array_equal(y, spoiled(0.5)) and np.array_equal(mask, MASK)
     assert all(p.grad is None for p in restorer.net.parameters()) and not restorer.net.training
     assert torch.is_grad_enabled()
+
+
+def test_a_mask_may_be_a_list_and_the_network_stays(restorer):
+    y = spoiled(0.5)
+    np.testing.assert_array_equal(restorer.restore(y, MASK.tolist()), restorer.restore(y, MASK))
+    with pytest.raises(AttributeError):
+        restorer.net = network()
