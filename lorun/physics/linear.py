@@ -94,13 +94,14 @@ class Linear(Physics):
 
         Raises:
             ValueError: x has other channels or another size.
+            TypeError: the function gives anything but one tensor.
         """
         self._check_image("x", x)
-        return self._functions[0](x)
+        return _one_tensor("A", self._functions[0](x))
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """Phi^T y: (B, ...) -> (B, channels, ...)."""
-        return self._functions[1](y)
+        """Phi^T y: (B, ...) -> (B, channels, ...). Raises TypeError unless the function gives one tensor."""
+        return _one_tensor("A_adjoint", self._functions[1](y))
 
     def start(self, y: Tensor) -> Tensor:
         """The image that a network starts from, (B, channels, ...)."""
@@ -108,14 +109,19 @@ class Linear(Physics):
         return self._functions[2](y)
 
     def check_measurement(self, y: Tensor) -> None:
-        """Raise ValueError if y has not the shape of A(A_adjoint(y)), which is computed once per shape."""
+        """Raise ValueError unless y has the shape of A(A_adjoint(y)), computed once per shape.
+
+        Raises TypeError if y, or what a function gives, is anything but one tensor.
+        """
+        _one_tensor("y", y)
         if ("y", y.shape) in self._seen:
             return
         with torch.no_grad():
             try:
-                x = self.A_adjoint(y)
+                image = self._functions[1](y)
             except Exception as error:
                 raise ValueError(f"y: A_adjoint does not take shape {tuple(y.shape)}: {error}") from error
+            x = _one_tensor("A_adjoint", image)
             self._check_image("y: A_adjoint(y)", x)
             shape = self.A(x).shape
         if shape != y.shape:
@@ -235,6 +241,15 @@ class Linear(Physics):
                 "one), or pass check_adjoint=False if it is meant to be approximate"
             )
         self._seen.add(("x", x.shape))
+
+
+def _one_tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected one tensor, got {type(value).__name__}; several measurements make one with "
+            "torch.cat, in A, and A_adjoint splits it again"
+        )
+    return value
 
 
 class _ImplicitSolution(torch.autograd.Function):

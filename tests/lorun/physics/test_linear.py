@@ -301,6 +301,10 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
+def pair(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, x
+
+
 def half(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.bfloat16)
 
@@ -327,6 +331,13 @@ IMAGE, Y = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
             lambda: Linear(same, same, channels=1).hqs_step(IMAGE, Y, float("nan")),
             ValueError,
             "mu: .* got nan",
+        ),
+        (lambda: Linear(pair, same, channels=1).hqs_step(Y, Y, 1), TypeError, "A: expected one tensor"),
+        (lambda: Linear(same, pair, channels=1).start(Y), TypeError, "A_adjoint: expected one tensor"),
+        (
+            lambda: Linear(same, same, channels=1).start(pair(Y)),
+            TypeError,
+            "y: expected one tensor, got tuple",
         ),
         (lambda: Linear(same, same, channels=1).hqs_step(half(2, 1, 4, 4), Y, 1), TypeError, "w: .*bfloat16"),
         (lambda: Linear(same, same, channels=1).pgd_step(half(2, 1, 4, 4), Y, 1), TypeError, "x: .*bfloat16"),

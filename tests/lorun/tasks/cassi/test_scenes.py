@@ -9,6 +9,7 @@ from PIL import Image
 from lorun.checkpoint import load_network, save_network
 from lorun.cli import main
 from lorun.data import CASSI_WAVELENGTHS, interpolate_bands
+from lorun.data.array_files import ArrayReader
 from lorun.metrics import psnr
 from lorun.networks import NetworkConfig, build_network
 from lorun.tasks.cassi.gap_tv import gap_tv
@@ -132,6 +133,17 @@ def test_other_snapshots_are_sums(lab, restore):
     as_real = restore(f"{arguments} --scale real --range {y.max():.9f}")[0]["pred"]
     expected = method(lab).restore(*without_borders(from_real(y / y.max(), 4), MASK, 4, 2))
     np.testing.assert_allclose(as_real, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, files",
+    [("--meas scene.mat", ["mask.mat", "scene.mat"]), ("cube.mat --tile 84", ["cube.mat", "mask.mat"])],
+)
+def test_each_file_is_read_once(restore, monkeypatch, arguments, files):
+    read, paths = ArrayReader.read, []
+    monkeypatch.setattr(ArrayReader, "read", lambda self, path: paths.append(str(path)) or read(self, path))
+    restore(f"{arguments} --mask mask.mat --model four.safetensors")
+    assert sorted(paths) == files
 
 
 def test_thirty_one_bands_are_interpolated_with_wavelengths(restore):
