@@ -1,4 +1,4 @@
-"""StageWeights on CPU: the same results from one scratch, and Parameters that stay what they were."""
+"""StageWeights on CPU: the same results, and Parameters that stay what they were."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorun_kernels import FusedLoRAConv2d, StageWeights, use_backend
 from lorun_kernels.lent_weights import lent_weight
+from tests.lorun_kernels.residual_stages import run
 
 
 def make_stages(count=3, dtype=torch.float32, **options):
@@ -29,16 +30,6 @@ def make_stages(count=3, dtype=torch.float32, **options):
         if name.endswith("lora_up"):
             nn.init.normal_(parameter)
     return stages
-
-
-def run(stages, image, weights=None):
-    for number, stage in enumerate(stages):
-        if weights is None:
-            image = image + stage(image)
-        else:
-            with weights.stage(number):
-                image = image + stage(image)
-    return image
 
 
 def adapters(stages):

@@ -5,14 +5,9 @@ import pytest
 from PIL import Image
 
 from lorun.data import read_cube
+from tests.lorun.data.reader_checks import refused
 
 RANDOM = np.random.default_rng(0)
-
-
-def refused(words, read, *args, **options):
-    with pytest.raises(ValueError, match=words) as caught:
-        read(*args, **options)
-    return str(caught.value)
 
 
 def png_folder(folder, bands, name="toy_ms_{:02d}.png"):

@@ -4,6 +4,7 @@ import pytest
 import scipy.io
 
 from lorun.data import read_cube, read_mask, read_snapshot, save_cube
+from tests.lorun.data.reader_checks import mat, refused
 
 RANDOM = np.random.default_rng(0)
 HWC = RANDOM.random((16, 12, 5)).astype(np.float32)
@@ -12,20 +13,9 @@ NM = np.array([450.0, 500, 550, 600, 650])
 MASK = RANDOM.random((6, 7)).astype(np.float32)
 
 
-def mat(path, **arrays):
-    scipy.io.savemat(path, arrays)
-    return path
-
-
 def npz(path, **arrays):
     np.savez(path, **arrays)
     return path
-
-
-def refused(words, read, *args, **options):
-    with pytest.raises(ValueError, match=words) as caught:
-        read(*args, **options)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["img", "img_expand", "cube", "truth", "pred"])

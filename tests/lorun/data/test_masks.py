@@ -1,22 +1,11 @@
 import numpy as np
 import pytest
-import scipy.io
 
 from lorun.data import read_mask
+from tests.lorun.data.reader_checks import mat, refused
 
 RANDOM = np.random.default_rng(0)
 MASK = RANDOM.random((6, 7)).astype(np.float32)
-
-
-def mat(path, **arrays):
-    scipy.io.savemat(path, arrays)
-    return path
-
-
-def refused(words, read, *args, **options):
-    with pytest.raises(ValueError, match=words) as caught:
-        read(*args, **options)
-    return str(caught.value)
 
 
 def test_masks(tmp_path):
