@@ -52,7 +52,8 @@ class Demo:
 
     def run(self) -> None:
         print(run_demo(self.out))
-        print(f"\nPSNR and SSIM by protocol cs. Pictures: {self.out}/*.png")
+        protocol = TASKS[DEFAULT_TASK].protocols[0]
+        print(f"\nPSNR and SSIM by protocol {protocol}. Pictures: {self.out}/*.png")
 
 
 @dataclass

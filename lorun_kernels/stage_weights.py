@@ -1,4 +1,4 @@
-"""The adapters of a stage of a K-stage network, merged, and differentiated, in one launch."""
+"""The adapters of a stage of a K-stage network, merged at once, and differentiated in one launch."""
 
 from __future__ import annotations
 
