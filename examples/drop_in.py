@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorun.adapters import adapted_view
+import lorun
 
 
 class Stage(nn.Module):
@@ -46,35 +46,39 @@ class SmallDUN(nn.Module):
 
 
 def share_one_base(dun: SmallDUN, gamma: float = 10) -> SmallDUN:
-    """Replace the K denoisers by one, the first, frozen and shared, with an adapter for each stage.
+    """Let the K stages share the weights of the first, frozen, with an adapter for each stage; in place.
 
-    Everything in the base is frozen, also layers that get no adapter (a norm, say): K stages would otherwise
-    train them as one. What each stage learns for itself, such as rho, stays outside of the denoiser.
+    Step sizes and biases stay each stage's own and train as before.
     """
-    base = dun.stages[0].denoiser.requires_grad_(False)
-    for stage in dun.stages:
-        stage.denoiser = adapted_view(base, gamma)
-    return dun
+    return lorun.share_stages(dun, "stages", gamma=gamma)
 
 
 # ----------------------------------------------------------------------------------------------------
 
 
-def train(dun: nn.Module, steps: int) -> list[float]:
-    """Fill in the missing half of a photograph's pixels; returns the loss of every step."""
+def train(dun: nn.Module, steps: int, seen: float = 0.5, lr: float = 3e-3) -> list[float]:
+    """Fill in the missing pixels of a photograph, of which a share is seen; the loss of every step."""
     photo = torch.from_numpy(skimage.data.camera()).float().div(255)[None, None]
-    optimizer = torch.optim.Adam((p for p in dun.parameters() if p.requires_grad), lr=3e-3)
+    optimizer = torch.optim.Adam((p for p in dun.parameters() if p.requires_grad), lr)
     losses = []
     for _ in range(steps):
         top, left = torch.randint(512 - 64, (2,)).tolist()
         x = photo[..., top : top + 64, left : left + 64]
-        mask = (torch.rand_like(x) < 0.5).float()
+        mask = (torch.rand_like(x) < seen).float()
         loss = F.l1_loss(dun(mask * x, mask), x)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@torch.no_grad()
+def psnr(dun: nn.Module, seen: float = 0.5) -> float:
+    """PSNR in dB on a photograph that `train` does not use; the missing pixels are always the same."""
+    x = torch.from_numpy(skimage.data.coins()).float().div(255)[None, None]
+    mask = (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < seen).float()
+    return -10 * torch.log10(F.mse_loss(dun(mask * x, mask), x)).item()
 
 
 def count(dun: nn.Module) -> int:
@@ -84,7 +88,7 @@ def count(dun: nn.Module) -> int:
 def main() -> None:
     torch.manual_seed(0)
     dun = SmallDUN()
-    print(f"before: {count(dun):,} parameters in {len(dun.stages)} denoisers of their own")
+    print(f"before: {count(dun):,} parameters in {len(dun.stages)} stages of their own")
     dun = share_one_base(dun)
     trained = sum(p.numel() for p in dun.parameters() if p.requires_grad)
     print(f"after:  {count(dun):,} parameters, one base and {len(dun.stages)} adapters ({trained:,} trained)")

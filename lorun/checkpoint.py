@@ -1,28 +1,29 @@
-"""Model files: safetensors with a small JSON config and a digest inside. No pickle anywhere."""
+"""Model files: the tensors of a network, and the config that it is rebuilt from."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from lorun.files import write_in_one_step
+from lorun.adapters.record import recorded, share_as_recorded
 from lorun.networks import build_network, read_network_config
 from lorun.tasks.task import NetworkSettings
+from lorun.tensor_files import (
+    CheckpointError,
+    TensorFile,
+    open_tensors,
+    opened,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from lorun.unfolding import UnfoldingNetwork
-
-FORMAT = "lorun-1"
-
-
-class CheckpointError(ValueError):
-    """A model file that cannot be used; the message says why and what to do."""
+from lorun_kernels import unwrapped
 
 
 def save_network(
@@ -36,6 +37,7 @@ def save_network(
     """Write a network so that `load_network` rebuilds it, replacing `path` only when all is written.
 
     Args:
+        net: the network, which torch.compile, DataParallel or DistributedDataParallel may have wrapped.
         base: a model file in the same folder. Tensors equal to that file's are left out here and taken
             from there on loading, so that adapters weigh what adapters weigh.
         notes: anything JSON about the model, such as how it was trained.
@@ -48,6 +50,9 @@ def save_network(
         name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network_tensors(net).items()
     }
     header: dict[str, Any] = {"config": dataclasses.asdict(config), "notes": notes or {}}
+    record = recorded(unwrapped(net))
+    if record is not None:
+        header["sharing"] = record
     if base is not None:
         if Path(base).resolve().parent != Path(path).resolve().parent:
             raise ValueError(f"base: expected a file in the folder of {path}, got {base}")
@@ -64,25 +69,37 @@ def load_network(path: str | Path) -> tuple[UnfoldingNetwork, NetworkSettings, d
         FileNotFoundError: no such file, or no base beside it.
         CheckpointError: a damaged file, no LoRun model, or one that this version cannot build.
     """
-    tensors, header = read_tensors(path)
-    if "base" in header:
-        tensors = _base_tensors(Path(path), header["base"]) | tensors
-    config = _config_of(path, header)
-    try:
-        net = build_network(config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _unknown_config(path, error) from error
-    assign_tensors(net, tensors, path)
-    return net.eval(), config, header["notes"]
+    with ExitStack() as files:
+        file = files.enter_context(open_tensors(path))
+        config = _config_of(path, file.header)
+        tensors: Mapping[str, Tensor] = file
+        if "base" in file.header:
+            tensors = ChainMap(file, files.enter_context(_base_of(Path(path), file.header["base"])))  # type: ignore[arg-type]
+        try:
+            net = _network_of(config, file.header.get("sharing"))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _unknown_config(path, error) from error
+        assign_tensors(net, tensors, path)
+        return net.eval(), config, file.header["notes"]
+
+
+def _network_of(config: NetworkSettings, record: dict[str, Any] | None) -> UnfoldingNetwork:
+    """The untrained network; with the record of a compressed one, its stages share a base."""
+    if record is None:
+        return build_network(config)
+    # Built with one denoiser, so that memory never holds one for each stage.
+    net = build_network(dataclasses.replace(config, variant="shared")).with_separate_stages()
+    share_as_recorded(net, record)
+    return net
 
 
 def network_tensors(net: UnfoldingNetwork) -> dict[str, Tensor]:
-    """Every parameter of a network, once, even if stages share it."""
-    return dict(net.named_parameters())
+    """Every parameter of a network, once, even if stages share it; of a wrapped network, that inside."""
+    return dict(unwrapped(net).named_parameters())
 
 
-def assign_tensors(net: UnfoldingNetwork, tensors: dict[str, Tensor], source: str | Path) -> None:
-    """Copy tensors into a network's parameters; each must be there, in its shape."""
+def assign_tensors(net: UnfoldingNetwork, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy tensors into a network's parameters, one at a time; each must be there, in its shape."""
     expected = network_tensors(net)
     missing = sorted(set(expected) - set(tensors))
     if missing:
@@ -90,22 +107,14 @@ def assign_tensors(net: UnfoldingNetwork, tensors: dict[str, Tensor], source: st
             f"{source}: lacks {missing[0]!r}, which its config asks for; fetch the file again"
         )
     for name, parameter in expected.items():
-        if parameter.shape != tensors[name].shape:
+        tensor = tensors[name]
+        if parameter.shape != tensor.shape:
             raise CheckpointError(
-                f"{source}: {name!r} has shape {tuple(tensors[name].shape)}, its config asks for "
+                f"{source}: {name!r} has shape {tuple(tensor.shape)}, its config asks for "
                 f"{tuple(parameter.shape)}; fetch the file again"
             )
         with torch.no_grad():
-            parameter.copy_(tensors[name])
-
-
-def write_tensors(tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path) -> None:
-    """Write tensors, a JSON header and a digest of both; `path` is replaced in one step at the end."""
-    text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
-    metadata = {"lorun": text, "digest": _digest(tensors, text)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_in_one_step(path, lambda part: part.write_bytes(save(tensors, metadata)))
+            parameter.copy_(tensor)
 
 
 def read_config(path: str | Path) -> NetworkSettings:
@@ -114,56 +123,9 @@ def read_config(path: str | Path) -> NetworkSettings:
     Raises:
         CheckpointError: a file that is not a LoRun model.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         metadata = file.metadata() or {}
-    return _config_of(path, _header(path, metadata))
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote, and refuse anything that is not exactly that.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: anything else than what was written.
-    """
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    if "lorun" in metadata and metadata.get("digest") != _digest(tensors, metadata["lorun"]):
-        raise CheckpointError(f"{path}: damaged: its contents do not match their digest; fetch it again")
-    header = _header(path, metadata)
-    return tensors, header | {"digest": metadata["digest"]}
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    """The safetensors file; what goes wrong with reading it is a CheckpointError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such model file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: str | Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged, or not a safetensors file ({error}); fetch it again")
-
-
-def _header(path: str | Path, metadata: dict[str, str]) -> dict[str, Any]:
-    if "lorun" not in metadata:
-        raise CheckpointError(
-            f"{path}: a safetensors file, but not a LoRun model; name one that `lorun train` wrote"
-        )
-    try:
-        header = json.loads(metadata["lorun"])
-        written_as = header["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, error) from error
-    if written_as != FORMAT:
-        raise CheckpointError(f"{path}: format {written_as!r}, this version reads {FORMAT!r}; upgrade lorun")
-    return header
+    return _config_of(path, read_header(path, metadata))
 
 
 def _config_of(path: str | Path, header: dict[str, Any]) -> NetworkSettings:
@@ -179,25 +141,18 @@ def _unknown_config(path: str | Path, error: Exception) -> CheckpointError:
     )
 
 
-def _base_tensors(path: Path, base: dict[str, str]) -> dict[str, Tensor]:
+@contextmanager
+def _base_of(path: Path, base: dict[str, str]) -> Iterator[TensorFile]:
+    """The open base file of a file of adapters."""
     base_path = path.parent / base["file"]
     if not base_path.is_file():
         raise FileNotFoundError(
             f"{path}: holds adapters of {base['file']}, which must lie beside it and does not"
         )
-    tensors, header = read_tensors(base_path)
-    if header["digest"] != base["digest"]:
-        raise CheckpointError(
-            f"{path}: its adapters were trained on another {base['file']} than the one beside it; "
-            "put the matching base there"
-        )
-    return tensors
-
-
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    with open_tensors(base_path) as file:
+        if file.header["digest"] != base["digest"]:
+            raise CheckpointError(
+                f"{path}: its adapters were trained on another {base['file']} than the one beside it; "
+                "put the matching base there"
+            )
+        yield file

@@ -1,4 +1,4 @@
-"""The `lorun` command: demo, train, eval, restore, info."""
+"""The `lorun` command: demo, train, eval, restore, info, compress."""
 
 import contextlib
 import dataclasses
@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from safetensors import SafetensorError
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from lorun import __version__
+from lorun.compression import compress_file
 from lorun.demo import run_demo
 from lorun.errors import ArgumentError
 from lorun.evaluate import TABLES, evaluate_files, to_markdown, write_table
@@ -167,7 +168,50 @@ class Info:
         print(report(net, self.size))
 
 
-Command = Demo | Train | Eval | Restore | Info
+@dataclass
+class Compress:
+    """Turn a trained network with separate denoisers into one base and adapters, without training.
+
+    $ lorun compress runs/block/cs25-unet-block9.safetensors -o compressed --parameters 1600000
+
+    $ lorun compress weights.pth -o compressed --loader my_network:load --stages stages
+    """
+
+    checkpoint: Positional[str]
+    """A Block-K model file; with --loader, what the loader takes."""
+    out: Annotated[Path, arg(aliases=["-o"])]
+    """The folder to write into."""
+    gamma: float = 10
+    """Rank in percent of a layer's channels."""
+    parameters: int | None = None
+    """The most parameters of all stages together, spent where they keep most; in place of gamma."""
+    energy: float | None = None
+    """The share in (0, 1] of what tells the stages apart that is kept; in place of gamma."""
+    form: Literal["reshape", "factored"] = "factored"
+    base: Literal["mean", "alternating"] = "mean"
+    """The mean of the stages, or the base that fits best together with the adapters."""
+    align: bool = False
+    """Bring the channels of separately initialised U-Nets into one order first."""
+    loader: str | None = None
+    """For another network: module:function, called with CHECKPOINT; returns the trained nn.Module."""
+    stages: str | None = None
+    """Where that network's stages are: the name of an nn.ModuleList, or a regular expression."""
+
+    def run(self) -> None:
+        options = {name: getattr(self, name) for name in ("gamma", "parameters", "energy", "form", "base")}
+        print(
+            compress_file(
+                self.checkpoint,
+                self.out,
+                loader=self.loader,
+                stages=self.stages,
+                align=self.align,
+                **options,
+            )
+        )
+
+
+Command = Demo | Train | Eval | Restore | Info | Compress
 
 # Arguments that say how to read a file, which only `restore` and `eval` take.
 READING = ("key", "layout", "range", "wavelengths")
@@ -231,6 +275,7 @@ def parse(arguments: list[str]) -> Command:
             subcommand("restore", default=restore, description=described(Restore, task.restore_examples)),
         ]
         | Annotated[Info, subcommand("info")]
+        | Annotated[Compress, subcommand("compress")]
     )
     complaint = io.StringIO()
     try:

@@ -31,3 +31,17 @@ def check_not_input(out: Path, *inputs: Path | None) -> None:
     for path in inputs:
         if path is not None and path.exists() and out.exists() and out.samefile(path):
             raise ValueError(f"{out}: is the input; choose another name for the result")
+
+
+def inside(directory: str | Path, name: str) -> Path:
+    """The path of a file in a directory.
+
+    Raises:
+        ValueError: a name or a link that leads out of the directory.
+    """
+    path = Path(directory) / name
+    if not path.resolve().is_relative_to(Path(directory).resolve()):
+        raise ValueError(
+            f"{name}: expected a file inside {directory}, got {path.resolve()}; copy the file itself there"
+        )
+    return path

@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lorun.adapters.record import sharing_of
+from lorun.stage_report import StageReport, report_stages
 from lorun.unfolding import UnfoldingNetwork
+from lorun_kernels import unwrapped
 
 MEBI = 2**20
 
@@ -62,12 +65,29 @@ class Report:
         return "\n".join(lines)
 
 
-def report(model: UnfoldingNetwork, size: tuple[int, int] = (256, 256)) -> Report:
-    """Count the parameters of a network by part, and its FLOPs for one image of `size` = (H, W) in pixels.
+def report(
+    model: nn.Module, size: tuple[int, int] = (256, 256), inputs: Sequence[Any] | None = None
+) -> Report | StageReport:
+    """Count the parameters of a network by part, and its FLOPs.
+
+    An `UnfoldingNetwork` is reported as papers count it, with its FLOPs for one image of `size`. Any network
+    that `lorun.share_stages` or `lorun.compress` made is reported layer by layer, with what got no adapter
+    and why. A network that torch.compile, DataParallel or DistributedDataParallel has wrapped counts as
+    itself.
+
+    Args:
+        size: (H, W) in pixels.
+        inputs: arguments of a call of the model, for the FLOPs of a network that is no UnfoldingNetwork.
 
     Raises:
-        ValueError: a height or width below 1, or one that the network's physics cannot have.
+        ValueError: a height or width below 1, or one that the network's physics cannot have; or a network
+            whose stages share nothing through LoRun.
     """
+    model = unwrapped(model)
+    if not isinstance(model, UnfoldingNetwork):
+        return report_stages(model, inputs)
+    if sharing_of(model):
+        return dataclasses.replace(report_stages(model), flops=count_flops(model, size))
     if min(size) < 1:
         raise ValueError(f"size: expected a height and a width of at least 1, got {tuple(size)}")
     names = {name: p.numel() for name, p in model.named_parameters()}
@@ -111,27 +131,12 @@ def count_flops(model: UnfoldingNetwork, size: tuple[int, int]) -> int:
     return counter.get_total_flops()
 
 
-def _lora_conv_flop(
-    input_shape: Shape, weight_shape: Shape, *args: Any, out_shape: Any = None, **_: Any
-) -> int:
-    """The FLOPs of the convolution alone, as torch counts them."""
-    return conv_flop_count(input_shape, weight_shape, out_shape)
-
-
-def _lora_linear_flop(input_shape: Shape, weight_shape: Shape, *args: Any, **_: Any) -> int:
-    """2 * MAC of the matrix product alone."""
-    return 2 * math.prod(input_shape) * weight_shape[0]
-
-
 def _attention_flop(query_shape: Shape, key_shape: Shape, value_shape: Shape, *args: Any, **_: Any) -> int:
     """The FLOPs of both products of attention, as torch counts them elsewhere."""
     return sdpa_flop_count(query_shape, key_shape, value_shape)
 
 
 COUNTED = {
-    torch.ops.lorun.lora_conv2d: _lora_conv_flop,
-    torch.ops.lorun.lora_conv2d_preactivation: _lora_conv_flop,
-    torch.ops.lorun.lora_linear: _lora_linear_flop,
     # torch's counter leaves the CPU's kernel out.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
 }

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorun.adapters import adapted_view
+from lorun.adapters.guard import guard_loading
 from lorun.physics.physics import Physics, crop_to
 from lorun.tiling import OVERLAP, denoise_in_tiles
-from lorun_kernels import StageWeights
+from lorun_kernels import StageWeights, retie
 
 Variant = Literal["shared", "block", "lorun"]
 Algorithm = Literal["pgd", "hqs"]
@@ -44,7 +46,7 @@ class UnfoldingNetwork(nn.Module):
 
     Raises:
         TypeError: a physics that is not a `lorun.physics.Physics`.
-        ValueError: another argument outside of these.
+        ValueError: another argument outside of these, or a denoiser without weights in variant "lorun".
     """
 
     physics: Physics
@@ -89,7 +91,20 @@ class UnfoldingNetwork(nn.Module):
         if variant == "lorun":
             denoiser.requires_grad_(False)
             self.denoisers = nn.ModuleList(adapted_view(denoiser, gamma, form) for _ in range(stages))
+            guard_loading(self)
             self._stage_weights = StageWeights.of(self.denoisers)
+
+    def with_separate_stages(self) -> "UnfoldingNetwork":
+        """This Shared-K network as a Block-K one whose stages are still one denoiser; in place."""
+        self.denoisers = nn.ModuleList([self.denoiser] * self.stages)
+        del self.denoiser
+        self.variant = "block"
+        return self
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "UnfoldingNetwork":
+        super()._apply(fn, recurse)
+        # to_empty() and some moves give each module that shares a Parameter one of its own.
+        return retie(self, moved=True)  # type: ignore[return-value]
 
     def stage_denoiser(self, stage: int) -> nn.Module:
         """The denoiser of one stage, counted from 0."""

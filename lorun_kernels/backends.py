@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state
+from torch.compiler import is_exporting
 
 from lorun_kernels._extension import cuda_missing_reason
 
@@ -100,8 +102,19 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def uses_reference() -> bool:
-    """Whether plain PyTorch has been asked for."""
-    return _forced == "reference"
+    """Whether plain PyTorch has been asked for, or is needed: ONNX has none of LoRun's ops."""
+    # The two questions in the middle cost 60 ns in every call of a layer, the last one a microsecond.
+    exporting = is_exporting() or _get_tracing_state() is not None
+    return _forced == "reference" or (exporting and _is_exporting_to_onnx())
+
+
+def _is_exporting_to_onnx() -> bool:
+    """Whether `torch.onnx.export` runs, through torch.export or through TorchScript."""
+    return torch.onnx.is_in_onnx_export()
+
+
+# To torch.compile the answer would be no, also when it compiles for torch.onnx.export.
+_is_exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def cassi_backend(cube: Tensor) -> str:

@@ -4,40 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lorun_kernels import reference
 from lorun_kernels._checks import check_input
-from lorun_kernels.adapted import Adapted, check_source, choose_rank, share
+from lorun_kernels.adapted import (
+    cache_name,
+    check_rank_dropout,
+    check_shared_eagerly,
+    choose_rank,
+    drop_ranks,
+    recorded_call,
+)
+from lorun_kernels.adapted_layer import AdaptedLayer, check_source, share
+from lorun_kernels.adapter_shapes import FORMS, factor_shapes, largest_rank
 from lorun_kernels.backends import lora_backend, uses_reference
-from lorun_kernels.conv_act import PaddingMode, Size, activation_repr
+from lorun_kernels.conv_act import ConvAct, PaddingMode, Size, activation_repr
 from lorun_kernels.lent_weights import lent_weight
-from lorun_kernels.lora_conv import add_residual, check_activation, check_images, resolve_padding_of_both
+from lorun_kernels.lora_conv import (
+    add_residual,
+    check_activation,
+    check_images,
+    resolve_padding_of_both,
+)
+from lorun_kernels.recomputed_weights import as_called, recomputed_weights
 
-FORMS = ("reshape", "factored")
 
-
-class FusedLoRAConv2d(Adapted, nn.Conv2d):
+class FusedLoRAConv2d(AdaptedLayer, nn.Conv2d):
     """`nn.Conv2d` with a low-rank adapter: ``W = weight + scaling * (lora_up @ lora_down)``, Eq. 4.
 
     It takes every argument of `nn.Conv2d`, has its parameter names, returns its memory format and equals it
     while `lora_up` is zero, which it is at the start. The state dict of an `nn.Conv2d` loads without
-    renaming, also strictly: the adapter then adds nothing. :class:`lorun_kernels.ConvAct` is the same layer
+    renaming, also strictly: the adapter stays as it is. :class:`lorun_kernels.ConvAct` is the same layer
     without an adapter.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
             dtype: as `nn.Conv2d` takes them.
-        rank: the adapter's rank, 1 to ``min(out_channels/groups, in_channels)``; None takes it from `gamma`.
+        rank: the adapter's rank, 1 to ``min(out_channels/groups, in_channels)``, or in the factored form to
+            the smaller side of its matrix; None takes it from `gamma`.
         gamma: a percentage in (0, 100]; the rank is then ``ceil(min(in_channels, out_channels)*gamma/100)``
             (Eq. 12 of arXiv 2602.18697), and at most the bound above.
         form: ``"reshape"`` (Eq. 4 of that paper) or ``"factored"``; :func:`lorun_kernels.lora_conv2d` gives
-            the shapes.
-        scaling: any float; multiplies the product of the factors.
+            the shapes. ``"full"`` is an additive weight in place of factors.
+        scaling: any float; multiplies what the adapter adds.
+        rank_dropout: the probability with which each rank is left out of a training step, in [0, 1).
         activation: None, ``"relu"``, ``"gelu"`` or ``"leaky_relu"``, applied to the result; a residual that
             `forward` is given is added after it (:func:`lorun_kernels.lora_conv2d_act`).
         negative_slope: the slope of the leaky ReLU below zero, any number.
@@ -45,6 +61,10 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
     A grouped layer (a depthwise one, say) whose Eq. 4 adapter would be no smaller than its weight gets a full
     additive weight instead, `lora_delta`, zero at the start; `rank`, `lora_up` and `lora_down` are then None.
     Give a `rank` or ``form="factored"`` for a low-rank adapter there.
+
+    `weight` reads as base and adapter together, so that code that uses it without calling the layer (for the
+    transpose of a convolution, or to fold a batch norm into it) gets what the layer applies; `base_weight` is
+    the Parameter alone. `state_dict` and `parameters` hold the base as ``weight``.
 
     Raises:
         ValueError: a rank, gamma, form or activation outside these ranges, or what `nn.Conv2d` refuses.
@@ -61,42 +81,37 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
         rank: int | None = None, gamma: float = 10, form: str = "reshape", scaling: float = 1.0,
-        activation: str | None = None, negative_slope: float = 0.01,
+        activation: str | None = None, negative_slope: float = 0.01, rank_dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(
             *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias),
             *(padding_mode, device, dtype),
         )
-        if form not in FORMS:
-            raise ValueError(f"FusedLoRAConv2d: form must be one of {FORMS}, got {form!r}")
-        self.form = form
-        self.scaling = scaling
         check_activation("FusedLoRAConv2d", activation, negative_slope)
         self.activation = activation
         self.negative_slope = negative_slope
-        largest = min(out_channels // groups, in_channels)
-        chosen = choose_rank("FusedLoRAConv2d", in_channels, out_channels, largest, rank, gamma)
-        up, down = self._adapter_shapes(chosen)
-        adapter_size = math.prod(up) + math.prod(down)
-        if rank is None and form == "reshape" and groups > 1 and adapter_size >= self.weight.numel():
-            self.rank = None
-            self._add_adapter(None, None, self.weight)
-        else:
-            self.rank = chosen
-            self._add_adapter(up, down, self.weight)
+        self._adapt(rank, gamma, form, scaling, rank_dropout)
 
-    def _adapter_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        kh, kw = self.kernel_size
-        if self.form == "factored":
-            return (self.out_channels, rank), (rank, self.in_channels // self.groups * kh * kw)
-        inner = rank * min(kh, kw)
-        return (self.out_channels // self.groups * kh, inner), (inner, self.in_channels * kw)
+    def _adapt(self, rank: int | None, gamma: float, form: str, scaling: float, rank_dropout: float) -> None:
+        """Add the adapter to a convolution that has everything else."""
+        if form not in FORMS:
+            raise ValueError(f"FusedLoRAConv2d: form must be one of {FORMS}, got {form!r}")
+        check_rank_dropout(rank_dropout)
+        shape = tuple(self.base_weight.shape)
+        largest = largest_rank(shape, form, self.groups)
+        chosen = choose_rank("FusedLoRAConv2d", self.in_channels, self.out_channels, largest, rank, gamma)
+        up, down = factor_shapes(shape, form, chosen, self.groups)
+        no_smaller = math.prod(up) + math.prod(down) >= math.prod(shape)
+        whole = form == "full" or (rank is None and form == "reshape" and self.groups > 1 and no_smaller)
+        self.form, self.scaling, self.rank_dropout = form, scaling, rank_dropout
+        self.rank = None if whole else chosen
+        self._add_adapter("weight", self.adapters()["weight"])
 
     @classmethod
     def from_conv(
         cls, conv: nn.Conv2d, *, rank: int | None = None, gamma: float = 10, form: str = "reshape",
         scaling: float = 1.0, activation: str | None = None, negative_slope: float | None = None,
-        freeze: bool = True,
+        rank_dropout: float = 0.0, freeze: bool = True,
     ) -> FusedLoRAConv2d:  # fmt: skip
         """Adapt `conv` without copying it: the result holds conv's own `weight` and `bias` Parameters.
 
@@ -104,24 +119,25 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         its dtype.
 
         Args:
-            conv: an `nn.Conv2d`, such as a :class:`lorun_kernels.ConvAct`.
-            rank, gamma, form, scaling: as for the constructor.
-            activation, negative_slope: as for the constructor; None takes conv's own, if it has one.
+            conv: an `nn.Conv2d` or a :class:`lorun_kernels.ConvAct`, or a subclass that computes as they do.
+            rank, gamma, form, scaling, rank_dropout: as for the constructor.
+            activation, negative_slope: as for the constructor; None takes those of a ConvAct.
             freeze: whether weight and bias stop requiring gradients, for all that share them.
 
         Raises:
-            TypeError: `conv` is not an `nn.Conv2d`, is adapted already, or computes its weight.
+            TypeError: `conv` is not an `nn.Conv2d`, is adapted already, computes its weight, has no weight
+                yet, or has hooks or a forward of its own, which would be lost: `add_adapter` keeps them.
             ValueError: as for the constructor.
         """
-        check_source("from_conv", "nn.Conv2d", conv, nn.Conv2d)
-        if activation is None:
-            activation = getattr(conv, "activation", None)
-        if negative_slope is None:
-            negative_slope = getattr(conv, "negative_slope", 0.01)
+        check_source("from_conv", "nn.Conv2d", conv, (ConvAct, nn.Conv2d))
+        if isinstance(conv, ConvAct):
+            activation = conv.activation if activation is None else activation
+            negative_slope = conv.negative_slope if negative_slope is None else negative_slope
         shape: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
         shape += (conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, "meta")
         adapter: Any = {"rank": rank, "gamma": gamma, "form": form, "scaling": scaling}
-        layer = cls(*shape, **adapter, activation=activation, negative_slope=negative_slope)
+        slope = 0.01 if negative_slope is None else negative_slope
+        layer = cls(*shape, **adapter, activation=activation, negative_slope=slope, rank_dropout=rank_dropout)
         return share(layer, conv, freeze)
 
     def extra_repr(self) -> str:
@@ -131,15 +147,22 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
     def forward(self, input: Tensor, input2: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``activation(conv(cat([input, input2], 1))) + residual``; see `lorun_kernels.lora_conv2d_act`."""
         # nn.Conv2d has checked every argument but the images: a call needs no more Python than this.
-        weight = self.weight
+        if isinstance(input, Proxy):
+            return recorded_call(self, input, input2=input2, residual=residual)
+        weight = cast(Tensor, self._parameters["weight"])
+        check_shared_eagerly(self, "weight")
         check_input("lora_conv2d", input, weight)
         check_images(input2=input2, residual=residual)
         padding: str | Sequence[int] = self.padding
         if self.padding_mode != "zeros":
             input, input2 = self._pad(input), None if input2 is None else self._pad(input2)
             padding = (0, 0)
-        if self.rank is None:
-            return self._full_forward(input, padding, input2, residual)
+        up, lent = self.lora_up, lent_weight(self, input)
+        if up is None or up.dtype != weight.dtype or cache_name("weight") in self._buffers:
+            return self._merged_forward(input, padding, input2, residual)
+        if self.rank_dropout and self.training:
+            assert self.rank is not None
+            up, lent = drop_ranks(up, self.rank, self.rank_dropout), None  # type: ignore[assignment]
         if isinstance(padding, str):
             input, input2, padding = resolve_padding_of_both(
                 input, input2, weight, self.stride, padding, self.dilation
@@ -147,7 +170,7 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
         args = (
             input,
             weight,
-            self.lora_up,
+            up,
             self.lora_down,
             self.bias,
             self.stride,
@@ -172,18 +195,19 @@ class FusedLoRAConv2d(Adapted, nn.Conv2d):
             self.activation or "none",
             self.negative_slope,
             lora_backend(input, weight),
-            lent_weight(self, input),
+            lent,
         )
 
     def _pad(self, image: Tensor) -> Tensor:
         return F.pad(image, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
-    def _full_forward(
+    def _merged_forward(
         self, input: Tensor, padding: str | Sequence[int], input2: Tensor | None, residual: Tensor | None
     ) -> Tensor:
+        """Through torch's own convolution with W; autograd keeps no W either."""
         both = input if input2 is None else torch.cat([input, input2], -3)
-        output = F.conv2d(
-            both, self.merged_weight(), self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        with recomputed_weights():
+            weight = as_called(self.merged_weight())
+            output = F.conv2d(both, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         output = reference.activate(output, self.activation, self.negative_slope)
         return add_residual(output, residual)

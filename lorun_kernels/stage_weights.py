@@ -59,7 +59,8 @@ def _check_alike(stages: list[list[FusedLoRAConv2d]]) -> None:
                 f"{len(stages[0])}; every stage must adapt the same layers"
             )
         for index, (layer, first) in enumerate(zip(layers, stages[0], strict=True)):
-            same = layer.weight is first.weight and layer.scaling == first.scaling
+            same = layer._parameters.get("weight") is first._parameters.get("weight")
+            same = same and layer.scaling == first.scaling
             if not same or layer._factors()[0].shape != first._factors()[0].shape or layer.form != first.form:
                 raise ValueError(
                     f"StageWeights: layer {index} of stage {number} must share its weight with stage 0 and "

@@ -196,8 +196,8 @@ def work(layer: Adapted, input: Tensor, result: Tensor, grad: bool) -> Work:
     """
     factors = layer.lora_up.nbytes + layer.lora_down.nbytes
     images = input.nbytes + result.nbytes
-    product = 2 * result.numel() * layer.weight[0].numel()
-    merge = 2 * layer.weight.numel() * layer.lora_up.shape[1]
+    product = 2 * result.numel() * layer.base_weight[0].numel()
+    merge = 2 * layer.base_weight.numel() * layer.lora_up.shape[1]
     parameters = sum(parameter.nbytes for parameter in layer.parameters())
     backward = images + factors if grad else 0
     return Work(bytes=parameters + images + backward, flops=(product + merge) * (3 if grad else 1))

@@ -43,7 +43,7 @@ def loralib(layer: Adapted) -> Twin:
     else:
         twin, own = library.Linear(layer.in_features, layer.out_features, **scaling_of_one), ""
     twin = _like(layer, twin)
-    base = {f"{own}weight": layer.weight, f"{own}bias": layer.bias}
+    base = {f"{own}weight": layer.base_weight, f"{own}bias": layer.bias}
     twin.load_state_dict(base | {"lora_A": layer.lora_down, "lora_B": layer.lora_up})
     twin.get_parameter(f"{own}bias").requires_grad_(False)
     return Twin(twin, (twin.lora_B, twin.lora_A))
@@ -69,4 +69,4 @@ def peft(layer: Adapted, base: nn.Module) -> Twin:
 
 def _like(layer: Adapted, twin: nn.Module) -> nn.Module:
     """Move to our layer's device, dtype and weight layout."""
-    return twin.to(layer.weight.device, layer.weight.dtype, memory_format=torch.channels_last)
+    return twin.to(layer.base_weight.device, layer.base_weight.dtype, memory_format=torch.channels_last)

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorun.checkpoint import CheckpointError, assign_tensors, network_tensors, read_tensors, write_tensors
+from lorun.checkpoint import assign_tensors, network_tensors
 from lorun.errors import ArgumentError
 from lorun.files import write_in_one_step
+from lorun.tensor_files import CheckpointError, read_tensors, write_tensors
 from lorun.training.config import TrainConfig
 from lorun.training.recipe import config_from_dict, config_to_dict
 from lorun.unfolding import UnfoldingNetwork

@@ -9,15 +9,22 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("lorun", "lorun_kernels")
 # Files that docs/architecture.md lists on one floor may not import from a floor further down this list.
 FLOORS = (
-    ("lorun.errors", "lorun.files", "lorun.device", "lorun.tiling", "lorun.metrics"),
+    ("lorun.errors", "lorun.files", "lorun.tensor_files", "lorun.device", "lorun.tiling", "lorun.metrics"),
     ("lorun.data", "lorun.physics", "lorun.denoisers", "lorun.adapters"),
     ("lorun.unfolding",),
-    ("lorun.methods", "lorun.report"),
+    ("lorun.methods", "lorun.stage_report", "lorun.report"),
     ("lorun.tasks",),
     ("lorun.networks",),
     ("lorun.checkpoint",),
     ("lorun.zoo",),
-    ("lorun.restore", "lorun.evaluate", "lorun.training", "lorun.restorer", "lorun.spectral_restorer"),
+    (
+        "lorun.restore",
+        "lorun.evaluate",
+        "lorun.compression",
+        "lorun.training",
+        "lorun.restorer",
+        "lorun.spectral_restorer",
+    ),
     ("lorun.demo",),
     ("lorun.cli",),
 )

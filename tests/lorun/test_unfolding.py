@@ -76,7 +76,7 @@ def test_lorun_shares_one_frozen_base_and_starts_as_it(form):
     net = UnfoldingNetwork.from_shared(shared, gamma=50, form=form)
     y = torch.rand(2, 16, 2, 2)
     assert torch.equal(net(y), shared(y))
-    weights = {id(view.bottom.first.weight) for view in net.denoisers}
+    weights = {id(view.bottom.first.base_weight) for view in net.denoisers}
     assert weights == {id(net.denoiser.bottom.first.weight)}
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
     assert all("lora_" in n or n in ("physics.phi", "raw_step", "raw_lambda") for n in trained)

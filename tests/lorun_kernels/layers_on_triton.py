@@ -51,7 +51,7 @@ def _layer(**options):
     torch.manual_seed(0)
     layer = lk.FusedLoRAConv2d(7, 5, 3, padding=1, **options)
     nn.init.normal_(layer.lora_up, std=0.1)
-    layer.weight.requires_grad_(False)
+    layer.base_weight.requires_grad_(False)
     return layer, [layer.lora_up, layer.lora_down, layer.bias]
 
 
@@ -71,7 +71,7 @@ def check_opcheck(layout: torch.memory_format) -> None:
     layer.to(memory_format=layout)
     images = [torch.randn(2, c, 6, 5).to(memory_format=layout) for c in (4, 3, 5)]
     geometry = (layer.stride, layer.padding, layer.dilation, 1, 1.0, "reshape")
-    parameters = (layer.weight, layer.lora_up, layer.lora_down)
+    parameters = (layer.base_weight, layer.lora_up, layer.lora_down)
     args = (images[0], *parameters, layer.bias, *geometry, *images[1:], "gelu", 0.01, "triton")
     with lk.use_backend("triton"):
         torch.library.opcheck(torch.ops.lorun.lora_conv2d.default, args)
@@ -101,9 +101,9 @@ def check_unbatched() -> None:
 def check_trained_base() -> None:
     """d W itself comes from ATen."""
     layer, tensors = _layer()
-    layer.weight.requires_grad_(True)
+    layer.base_weight.requires_grad_(True)
     image = torch.randn(2, 7, 6, 5)
-    _compare(lambda: layer(image), [layer.weight, *tensors], {FORWARD})
+    _compare(lambda: layer(image), [layer.base_weight, *tensors], {FORWARD})
 
 
 def check_linear() -> None:
@@ -194,7 +194,7 @@ def check_some_gradients_of_a_stage() -> None:
     staged, plain = _passes(stages)
     stages[0][0].lora_up.requires_grad_(False)
     stages[1].requires_grad_(False)
-    stages[0][2].weight.requires_grad_()
+    stages[0][2].base_weight.requires_grad_()
     wanted = [parameter for parameter in stages.parameters() if parameter.requires_grad]
     _compare(staged, wanted, {MERGE, MERGE_BACKWARD}, backend="aten", definition=plain)
     first, weights = stages[0], lk.StageWeights(stages)

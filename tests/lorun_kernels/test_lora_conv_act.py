@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lorun_kernels import FusedLoRAConv2d, lora_conv2d_act, reference, use_backend
+from lorun_kernels import ConvAct, FusedLoRAConv2d, lora_conv2d_act, reference, use_backend
 
 OP = torch.ops.lorun.lora_conv2d.default
 ACTIVATIONS = [None, "relu", "gelu", "leaky_relu"]
@@ -179,7 +179,7 @@ def test_the_layer_is_the_function(backend):
 def test_the_layer_pads_both_inputs(padding, mode):
     layer = FusedLoRAConv2d(5, 4, 3, padding=padding, padding_mode=mode, activation="gelu")
     plain = torch.nn.Conv2d(5, 4, 3, padding=padding, padding_mode=mode)
-    plain.load_state_dict({"weight": layer.weight, "bias": layer.bias})
+    plain.load_state_dict({"weight": layer.base_weight, "bias": layer.bias})
     input, input2 = torch.randn(2, 2, 6, 5), torch.randn(2, 3, 6, 5)
     torch.testing.assert_close(layer(input, input2), F.gelu(plain(torch.cat([input, input2], 1))))
 
@@ -188,7 +188,7 @@ def test_a_layer_without_a_low_rank_adapter_has_the_same_options():
     layer = FusedLoRAConv2d(4, 4, 3, padding=1, groups=4, activation="relu")
     assert layer.rank is None
     input, input2, residual = torch.randn(1, 1, 5, 5), torch.randn(1, 3, 5, 5), torch.randn(1, 4, 5, 5)
-    plain = F.conv2d(torch.cat([input, input2], 1), layer.weight, layer.bias, padding=1, groups=4)
+    plain = F.conv2d(torch.cat([input, input2], 1), layer.base_weight, layer.bias, padding=1, groups=4)
     torch.testing.assert_close(layer(input, input2, residual), plain.relu() + residual)
     with pytest.raises(ValueError, match="residual must have the output's shape"):
         layer(input, input2, residual[..., :1])
@@ -199,9 +199,12 @@ def test_a_layer_without_a_low_rank_adapter_has_the_same_options():
 def test_from_conv_takes_the_options_and_shows_them():
     layer = FusedLoRAConv2d.from_conv(torch.nn.Conv2d(2, 3, 1), activation="gelu")
     assert "activation='gelu'" in repr(layer)
-    named = torch.nn.Conv2d(2, 3, 1)
-    named.activation = "relu"
+    named = ConvAct(2, 3, 1, activation="relu")
     assert FusedLoRAConv2d.from_conv(named).activation == "relu"
+    # A note of the user's, which nn.Conv2d does not read.
+    noted = torch.nn.Conv2d(2, 3, 1)
+    noted.activation = "relu"
+    assert FusedLoRAConv2d.from_conv(noted).activation is None
     with pytest.raises(ValueError, match="activation must be one of"):
         FusedLoRAConv2d(2, 3, 1, activation="swish")
     with pytest.raises(TypeError, match="negative_slope must be a number"):

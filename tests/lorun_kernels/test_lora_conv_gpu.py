@@ -173,7 +173,7 @@ def test_a_base_that_is_trained_gets_its_gradient(backend, make_conv_sample, rel
 def test_returns_the_layout_of_conv2d(backend, layout):
     layer = lk.FusedLoRAConv2d(8, 16, 3, padding=1).to(DEVICE, torch.float16, memory_format=layout)
     image = torch.randn(2, 8, 9, 11, device=DEVICE, dtype=torch.float16).to(memory_format=layout)
-    plain = F.conv2d(image, layer.weight, layer.bias, padding=1)
+    plain = F.conv2d(image, layer.base_weight, layer.bias, padding=1)
     fused = layer(image)
     assert fused.stride() == plain.stride()
     torch.testing.assert_close(fused, plain, rtol=2e-3, atol=2e-3)
@@ -201,9 +201,9 @@ def test_autocast_merges_in_float32_and_compiles_to_one_graph(backend, relative_
 def test_linear_layers_agree_with_the_reference(backend, shape, dtype, relative_error):
     layer = lk.FusedLoRALinear(96, 40, rank=4).to(DEVICE, dtype)
     nn.init.normal_(layer.lora_up, std=0.1)
-    layer.weight.requires_grad_(False)
+    layer.base_weight.requires_grad_(False)
     x = torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True)
-    operands = [x, layer.weight, layer.lora_up, layer.lora_down, layer.bias]
+    operands = [x, layer.base_weight, layer.lora_up, layer.lora_down, layer.bias]
     exact = [t.detach().double().requires_grad_() for t in operands]
     wanted = [0, 2, 3, 4]
     output, expected = layer(x), reference.lora_linear(*exact)

@@ -11,11 +11,14 @@ def test_linear_shares_its_base_and_equals_it_at_the_start():
     linear = nn.Linear(20, 30)
     layer = FusedLoRALinear.from_linear(linear)
     rows = torch.randn(3, 20)
-    assert layer.rank == 2 and layer.weight is linear.weight and not layer.weight.requires_grad
+    assert layer.rank == 2 and layer.base_weight is linear.weight and not layer.base_weight.requires_grad
     assert torch.equal(layer(rows), linear(rows))
     nn.init.normal_(layer.lora_up)
     torch.testing.assert_close(layer(rows), nn.functional.linear(rows, layer.merged_weight(), linear.bias))
+    trained = layer(rows)
     layer.load_state_dict(linear.state_dict())
+    assert torch.equal(layer(rows), trained)
+    layer.reset_adapter()
     assert torch.equal(layer(rows), linear(rows))
 
 

@@ -105,15 +105,14 @@ def test_a_plan_is_not_taken_for_a_weight_that_came_back_in_another_layout():
     assert weights._plan_for(1) is before
     for layer in stages[0]:
         # As if the allocator had given the old address again.
-        layer.weight.data = layer.weight.data.as_strided(
-            layer.weight.shape, layer.weight.flatten(1)[0].stride() * 4
-        )
-    assert [layer.weight.data_ptr() for layer in stages[0]] == [row[0] for row in before.table.tolist()]
+        base = layer.base_weight
+        base.data = base.data.as_strided(base.shape, base.flatten(1)[0].stride() * 4)
+    assert [layer.base_weight.data_ptr() for layer in stages[0]] == [row[0] for row in before.table.tolist()]
     assert weights._plan_for(1) is not before
 
 
 def test_the_scratch_is_one_stage_however_many_there_are():
-    expected = sum(layer.weight.nbytes for layer in make_stages(1)[0])
+    expected = sum(layer.base_weight.nbytes for layer in make_stages(1)[0])
     for count in (1, 9):
         stages = make_stages(count)
         with StageWeights(stages).stage(0):
@@ -358,6 +357,6 @@ def test_the_op_refuses_a_merged_weight_of_another_type():
         0.01,
         "aten",
     )
-    args = (image, layer.weight, layer.lora_up, layer.lora_down, layer.bias, *options)
+    args = (image, layer.base_weight, layer.lora_up, layer.lora_down, layer.bias, *options)
     with pytest.raises(ValueError, match="give StageWeights the dtype"):
-        torch.ops.lorun.lora_conv2d(*args, layer.weight.bfloat16())
+        torch.ops.lorun.lora_conv2d(*args, layer.merged_weight().bfloat16())
