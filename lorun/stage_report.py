@@ -26,7 +26,8 @@ class LayerReport:
         ranks = f"rank {_range([str(rank) for rank in self.ranks])}" if self.ranks else ""
         kept = f"keeps {_range([f'{share:.1%}' for share in self.kept])}" if self.kept else ""
         said = ", ".join(part for part in (ranks, kept, d.why) if part)
-        kind = ADAPTER if self.ranks else d.kind
+        # Where ranks were allocated, all stages may keep a weight whole.
+        kind = FULL if d.kind == ADAPTER and not self.ranks else d.kind
         return f"{d.name:<40} {'x'.join(map(str, d.shape)) or '1':<16} {kind:<12} {said}".rstrip()
 
 

@@ -1,7 +1,9 @@
 """README.md and docs/: Python examples run on tiny inputs, commands parse, and links and file names exist."""
 
+import copy
 import re
 import shlex
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import lorun
 from lorun.adapters import adapted_view
 from lorun.checkpoint import save_network
 from lorun.cli import parse
@@ -27,6 +30,7 @@ PAGES = {
 # The shapes that comments in the examples promise, for the inputs below.
 RESULTS = {
     "README.md": {"restored": (40, 36), "cube": (1, 28, 12, 16), "y": (1, 12, 16 + 54), "x": (1, 28, 12, 16)},
+    "docs/adapters.md": {"base_result": (1, 8, 6, 6)},
     "docs/cassi.md": {"cube": (1, 28, 12, 16)},
     "docs/compressive_sensing.md": {"restored": (1, 1, 40, 36)},
     "docs/kernels.md": {"y": (1, 12, 16 + 54), "x": (1, 28, 12, 16), "gram": (12, 16 + 54)},
@@ -58,9 +62,30 @@ def inputs(page: str) -> dict:
             "network": SimpleNamespace(denoisers=nn.ModuleList(adapted_view(base) for _ in range(2))),
             "noise_level": 0.1,
         }
+    if page in ("README.md", "docs/adapters.md"):
+        named |= adapters_page()
     if page == "docs/compressive_sensing.md":
         named |= {"denoiser": UNet(1, 4), "x": torch.rand(1, 1, 40, 36), "H": 40, "W": 36}
     return named
+
+
+def adapters_page() -> dict:
+    """A network of three stages, and what its page does with it."""
+    stages = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(3))
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = copy.deepcopy(stages)
+
+        def forward(self, y):
+            for stage in self.stages:
+                y = stage(y)
+            return y
+
+    factored = lorun.share_stages(Network(), "stages", form="factored")
+    named = {"net": Network(), "trained": Network(), "factored": factored, "y": torch.rand(1, 8, 6, 6)}
+    return named | {"torch": torch, "folder": tempfile.mkdtemp()}
 
 
 def python_blocks(text: str) -> list[str]:
