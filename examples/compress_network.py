@@ -30,8 +30,8 @@ def main() -> None:
     print(f"{before:,} parameters: {psnr(dun):.2f} dB")
     lorun.compress(dun, "stages", parameters=before // 3, form="factored")
     print(f"{count(dun):,} parameters: {psnr(dun):.2f} dB, without any training")
-    train(dun, steps=20)
-    print(f"{count(dun):,} parameters: {psnr(dun):.2f} dB after 20 steps of training\n")
+    train(dun, steps=40, lr=3e-4)
+    print(f"{count(dun):,} parameters: {psnr(dun):.2f} dB after 40 steps of training\n")
     print(lorun.report(dun))
 
 
