@@ -133,9 +133,8 @@ def merge_parts(
             added = (up @ down).view(base.shape)
         if scaling != 1.0:
             added = scaling * added
-        if added.dtype != base.dtype:
-            return (base.to(added.dtype) + added).to(base.dtype)
-        return base + added
+        # Dtypes that differ are promoted to the wider one by the sum.
+        return (base + added).to(base.dtype)
 
 
 class Adapted(nn.Module):
@@ -289,6 +288,10 @@ def check_shared_eagerly(module: nn.Module, name: str) -> None:
 def cache_name(name: str) -> str:
     """The buffer that holds the merged weight while the adapters are merged."""
     return f"_merged_{name}"
+
+
+# Of the one weight that a layer has: each call asks for it.
+MERGED_WEIGHT = cache_name("weight")
 
 
 def base_attribute(name: str) -> str:

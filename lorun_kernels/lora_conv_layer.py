@@ -14,7 +14,7 @@ from torch.fx import Proxy
 from lorun_kernels import reference
 from lorun_kernels._checks import check_input
 from lorun_kernels.adapted import (
-    cache_name,
+    MERGED_WEIGHT,
     check_rank_dropout,
     check_shared_eagerly,
     choose_rank,
@@ -158,7 +158,7 @@ class FusedLoRAConv2d(AdaptedLayer, nn.Conv2d):
             input, input2 = self._pad(input), None if input2 is None else self._pad(input2)
             padding = (0, 0)
         up, lent = self.lora_up, lent_weight(self, input)
-        if up is None or up.dtype != weight.dtype or cache_name("weight") in self._buffers:
+        if up is None or up.dtype != weight.dtype or MERGED_WEIGHT in self._buffers:
             return self._merged_forward(input, padding, input2, residual)
         if self.rank_dropout and self.training:
             assert self.rank is not None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from lorun_kernels.adapted import (
-    cache_name,
+    MERGED_WEIGHT,
     check_rank_dropout,
     check_shared_eagerly,
     choose_rank,
@@ -114,7 +114,7 @@ class FusedLoRALinear(AdaptedLayer, nn.Linear):  # type: ignore[misc]  # torch s
             return recorded_call(self, input)
         weight, up = cast(Tensor, self._parameters["weight"]), self.lora_up
         check_shared_eagerly(self, "weight")
-        if up is None or up.dtype != weight.dtype or cache_name("weight") in self._buffers:
+        if up is None or up.dtype != weight.dtype or MERGED_WEIGHT in self._buffers:
             with recomputed_weights():
                 return F.linear(input, as_called(self.merged_weight()), self.bias)
         if self.rank_dropout and self.training:

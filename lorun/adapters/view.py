@@ -27,7 +27,8 @@ def adapted_view(base: nn.Module, gamma: float = 10, form: str = "reshape") -> n
     adapted once, and stays one layer. A depthwise convolution mixes no channels and has few weights: its
     adapter is a full additive weight, `lora_delta`, in both forms, and so is that of any other module's
     weight whose factors would be no smaller. The view has buffers of its own, such as running statistics.
-    The caller freezes the base.
+    The caller freezes the base. For whole stages, with step sizes of their own, there is
+    :func:`lorun.share_stages`, which leaves what is small to each.
 
     Args:
         base: anybody's module.
