@@ -206,6 +206,10 @@ class Adapted(nn.Module):
         return merged
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_is_replica") and isinstance(value, Tensor):
+            # DataParallel gives its replicas plain tensors in place of Parameters.
+            self._parameters[name] = value  # type: ignore[assignment]
+            return
         # Who sets the weight means the weight that the module applies, as with torch's parametrizations.
         if isinstance(value, nn.Parameter) and name in self._own_weights():
             self._refuse_merged(f"{name}: cannot be set")
@@ -280,8 +284,8 @@ def recorded_call(module: nn.Module, input: Proxy, **images: Proxy | None) -> An
 
 
 def check_shared_eagerly(module: nn.Module, name: str) -> None:
-    """`check_shared`, except inside a compiler, which sees the Parameters that were checked before."""
-    if not torch.compiler.is_compiling():
+    """`check_shared`, except in a compiler, which sees what was checked before, and in a replica."""
+    if not torch.compiler.is_compiling() and "_is_replica" not in module.__dict__:
         check_shared(module, name)
 
 

@@ -36,6 +36,15 @@ def test_a_network_survives_the_file(tmp_path, variant, dtype):
         assert torch.equal(loaded(y), net.eval()(y))
 
 
+@pytest.mark.parametrize("wrap", [lambda net: torch.compile(net, backend="eager"), torch.nn.DataParallel])
+def test_a_wrapped_network_is_saved_as_itself(tmp_path, wrap):
+    net, config = random_network()
+    save_network(wrap(net), config, tmp_path / "net.safetensors", dtype=torch.float32)
+    loaded, _, _ = load_network(tmp_path / "net.safetensors")
+    y = torch.rand(1, 16, 2, 2)
+    assert torch.equal(loaded(y), net.eval()(y))
+
+
 def test_shared_weights_are_stored_once(tmp_path):
     net, config = random_network("lorun")
     save_network(net, config, tmp_path / "net.safetensors")

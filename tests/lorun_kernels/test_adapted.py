@@ -326,3 +326,21 @@ def test_ranks_outside_their_range_are_refused(rank):
     with pytest.raises(ValueError, match="mine: rank must be an int between 1 and 4 for this layer"):
         choose_rank("mine", 8, 8, 4, rank, 10)
     assert choose_rank("mine", 8, 8, 4, None, 100) == 4 and choose_rank("mine", 8, 8, 4, 3, 10) == 3
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Linear(5, 6), nn.ConvTranspose2d(4, 8, 3)])
+def test_a_replica_of_data_parallel_computes_with_its_own_tensors(layer):
+    """As torch.nn.parallel.replicate makes it, which needs GPUs: tensors set by name."""
+    add_adapter(layer)
+    nn.init.normal_(layer.lora_up)
+    replica = layer._replicate_for_data_parallel()
+    copies = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
+    for name in layer._parameters:
+        if name in copies:
+            setattr(replica, name, copies[name])
+        else:
+            replica._parameters[name] = None
+    x = torch.randn(2, 5) if isinstance(layer, nn.Linear) else torch.randn(1, 4, 7, 7)
+    torch.testing.assert_close(replica(x), layer(x))
+    replica(x).sum().backward()
+    assert copies["lora_up"].grad is not None and layer.lora_up.grad is None
