@@ -56,8 +56,8 @@ Tensor lora_linear(const Tensor& input, const Tensor& weight, const Tensor& up, 
     sizes.back() = weight.size(0);
     return output.view(sizes);
   }
-  // at::linear folds the batch into rows if the weight is being trained, and adds in another order if not: the
-  // result is to be that of a plain layer in training.
+  // at::linear folds the batch into rows if the weight is being trained, and adds in another order if not:
+  // the result is to be that of a plain layer in training.
   Tensor merged = merge_for(input, weight, up, down, scaling).detach();
   merged.set_requires_grad(weight.requires_grad() || up.requires_grad() || down.requires_grad());
   return at::linear(input, merged, bias);
