@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from lorun.adapters.record import sharing_of
 from lorun.stage_report import StageReport, report_stages
 from lorun.unfolding import UnfoldingNetwork
-from lorun_kernels import unwrapped
+from lorun_kernels import adapted_weights, unwrapped
 
 MEBI = 2**20
 
@@ -34,6 +34,8 @@ class Report:
     size: tuple[int, int]
     flops: int
     """2 * multiply-accumulates of convolutions and matrix products for one image of `size`."""
+    without_adapter: tuple[str, ...] = ()
+    """In variant "lorun", the parameters of the base that all stages share as they are, such as biases."""
 
     @property
     def denoisers(self) -> int:
@@ -62,6 +64,9 @@ class Report:
             f"({self.block_base / 1e6:.3f} M, {self.block_base / MEBI:.3f} Mi): this saves {self.saving:.1%}",
             f"at {height}x{width}: {self.flops / 1e9:.1f} GFLOP ({self.flops / 2e9:.1f} GMAC)",
         ]
+        if self.without_adapter:
+            some = ", ".join(self.without_adapter[:3])
+            lines.append(f"{len(self.without_adapter)} parameters of the base have no adapter: {some}, ...")
         return "\n".join(lines)
 
 
@@ -86,10 +91,10 @@ def report(
     model = unwrapped(model)
     if not isinstance(model, UnfoldingNetwork):
         return report_stages(model, inputs)
-    if sharing_of(model):
-        return dataclasses.replace(report_stages(model), flops=count_flops(model, size))
     if min(size) < 1:
         raise ValueError(f"size: expected a height and a width of at least 1, got {tuple(size)}")
+    if sharing_of(model):
+        return dataclasses.replace(report_stages(model), flops=count_flops(model, size))
     names = {name: p.numel() for name, p in model.named_parameters()}
     phi = sum(n for name, n in names.items() if name.startswith("physics."))
     scalars = model.raw_step.numel() + model.raw_lambda.numel()
@@ -109,7 +114,15 @@ def report(
         block_base=one_denoiser * model.stages,
         size=size,
         flops=count_flops(model, size),
+        without_adapter=_without_adapter(model),
     )
+
+
+def _without_adapter(model: UnfoldingNetwork) -> tuple[str, ...]:
+    if model.variant != "lorun":
+        return ()
+    adapted = adapted_weights(model.denoisers[0])
+    return tuple(name for name, _ in model.denoiser.named_parameters() if name not in adapted)
 
 
 @torch.no_grad()

@@ -71,3 +71,12 @@ def test_a_report_leaves_the_physics_as_it_is():
     net = UnfoldingNetwork(camera, UNet(3, 4), 1, "shared")
     assert lorun.report(net, (16, 16)).flops == lorun.report(net, (16, 16)).flops
     assert net.physics is camera and camera.mask.dtype == torch.float64
+
+
+def test_it_names_what_has_no_adapter():
+    net = lorun.create_model("cs25-unet-lorun9")
+    found = lorun.report(net, (32, 32))
+    biases = {name for name, _ in net.denoiser.named_parameters() if name.endswith("bias")}
+    assert set(found.without_adapter) == biases and len(biases) == 16
+    assert "16 parameters of the base have no adapter: encoder1.entry.bias" in str(found)
+    assert lorun.report(lorun.create_model("cs25-unet-shared9"), (32, 32)).without_adapter == ()
