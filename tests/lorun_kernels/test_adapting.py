@@ -15,6 +15,7 @@ from lorun_kernels import (
     share_adapter,
     to_plain,
 )
+from tests.lorun.adapters.architectures import SamePaddingConv2d
 from tests.lorun_kernels.adaptable_modules import CASES, Mixer, flat, gradients, trained
 
 FORMS = ["reshape", "factored", "full"]
@@ -119,6 +120,20 @@ def test_as_plain_modules_it_has_the_class_and_the_names_of_before(case):
     plain = to_plain(module)
     assert [type(m) for m in plain.modules()] == kinds and plain.state_dict().keys() == names
     assert_close(plain(*case.inputs()), module(*case.inputs()), rtol=1e-5, atol=1e-5)
+
+
+GROUPED = {
+    "Conv2d": (lambda: nn.Conv2d(6, 4, 3, groups=2), (6, 6), (6, 18)),
+    "Conv2d of its own": (lambda: SamePaddingConv2d(6, 4, 3, groups=2), (6, 6), (6, 18)),
+    "Conv3d": (lambda: nn.Conv3d(4, 6, 3, groups=2), (9, 6), (6, 36)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(6, 4, (3, 2), groups=2), (9, 4), (4, 8)),
+}
+
+
+@pytest.mark.parametrize("make, up, down", GROUPED.values(), ids=GROUPED)
+def test_factors_of_a_grouped_convolution_have_the_shapes_of_eq_4(make, up, down):
+    layer = add_adapter(make(), rank=2)
+    assert (layer.lora_up.shape, layer.lora_down.shape) == (up, down)
 
 
 def test_several_weights_of_one_module_are_adapted():

@@ -47,6 +47,7 @@ def alive(storages: list[StorageWeakRef]) -> int:
 READ_IN_PYTHON = (
     *("Conv1d", "Conv3d grouped", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Bilinear"),
     *("attention in", "attention keys", "standardised", "padding of TensorFlow", "einsum", "dictionary"),
+    *("GRU", "LSTM"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 
 import pytest
@@ -197,6 +198,7 @@ def test_a_recurrent_module_uses_the_parameter_that_it_shares():
     x, before = torch.randn(5, 2, 3), second(torch.ones(5, 2, 3))[0]
     for name, parameter in first.named_parameters():
         share_parameter([(first, name), (second, name)], parameter)
+    assert all(map(operator.is_, second._flat_weights, first._flat_weights))
     assert torch.equal(first(x)[0], second(x)[0])
     assert not torch.equal(second(torch.ones(5, 2, 3))[0], before)
     with torch.no_grad():
