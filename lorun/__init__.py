@@ -13,6 +13,7 @@ from lorun.report import report
 from lorun.restorer import Measurement, Restorer
 from lorun.spectral_restorer import SpectralRestorer
 from lorun.stage_report import print_trainable_parameters
+from lorun.tasks.sr import SuperResolver
 from lorun.unfolding import UnfoldingNetwork
 from lorun.zoo import create_model, list_models
 from lorun_kernels import merge, merge_all, to_plain, unmerge
@@ -23,6 +24,7 @@ __all__ = [
     "Measurement",
     "Restorer",
     "SpectralRestorer",
+    "SuperResolver",
     "UnfoldingNetwork",
     "adapters",
     "compress",

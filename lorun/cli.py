@@ -88,7 +88,8 @@ class Eval:
     """Shipped models (see `lorun info`), model files or methods of the task that need no training; by default
     the LoRun model."""
     tile: OptionalTile = None
-    """Denoise in tiles of this side, at least 84 for a U-Net: large scenes in bounded memory."""
+    """Denoise in tiles of this side, at least 84 for a U-Net and 208 for a ResUNet: large scenes
+    in bounded memory."""
     out: Annotated[UseAppendAction[tuple[Path, ...]], arg(aliases=["-o"], metavar="PATH")] = ()
     """Write the table to this .md or .csv file as well; may be given twice, for both."""
     device: str = "auto"
@@ -123,7 +124,8 @@ class Restore:
     model: Annotated[str | None, arg(metavar="NAME")] = None
     """A shipped model's name, a model file, or a method of the task that needs no training."""
     tile: OptionalTile = None
-    """Denoise in tiles of this side, at least 84 for a U-Net: large scenes in bounded memory."""
+    """Denoise in tiles of this side, at least 84 for a U-Net and 208 for a ResUNet: large scenes
+    in bounded memory."""
     figures: bool = False
     """Write pictures beside the result: methods side by side, details, spectra."""
     compare: tuple[str, ...] = ()

@@ -31,6 +31,8 @@ class Score:
     """By which psnr and ssim were computed."""
     sam: float | None = None
     """Mean spectral angle in degrees, if images have spectra."""
+    cell: tuple[str, str] | None = None
+    """Row and column of a table of means, if the scene has one."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,17 @@ def evaluate(
 @torch.no_grad()
 def restore_and_score(task: Task, scene: Scene, name: str, method: Method, protocol: str) -> Restored:
     """Measure a scene whose truth is known, and restore it by one method."""
-    assert scene.truth is not None
     physics = scene.physics or method.physics
     y = task.measurement(scene, physics)
     started = time.perf_counter()
     image = method.restore(y, scene.physics, scene.size)
     seconds = time.perf_counter() - started
-    score = _score(scene.name, name, task.quality(image, scene.truth, protocol), seconds, protocol)
+    score = _score(scene, name, task.quality(image, scene, protocol), seconds, protocol)
     start = task.start(scene, y, physics)
     if start is None:
         return Restored(y, image, score)
-    label, quality = f"{name} {task.start_label}", task.quality(start, scene.truth, protocol)
-    return Restored(y, image, score, start, _score(scene.name, label, quality, 0.0, protocol))
+    label, quality = f"{name} {task.start_label}", task.quality(start, scene, protocol)
+    return Restored(y, image, score, start, _score(scene, label, quality, 0.0, protocol))
 
 
 def averages(scores: list[Score]) -> list[Score]:
@@ -116,6 +117,8 @@ def averages(scores: list[Score]) -> list[Score]:
 
 def to_markdown(scores: list[Score]) -> str:
     """A Markdown table of scores and averages, PSNR in dB, with the protocol in its last line."""
+    if all(score.cell is not None for score in scores):
+        return cells_to_markdown(scores)
     spectral = any(score.sam is not None for score in scores)
     lines = [
         f"| image | method | PSNR (dB) | SSIM |{' SAM (degrees) |' if spectral else ''} seconds |",
@@ -128,15 +131,42 @@ def to_markdown(scores: list[Score]) -> str:
     return "\n".join(lines) + f"\n\nPSNR and SSIM by protocol {scores[0].protocol}.\n"
 
 
+def cells_to_markdown(scores: list[Score]) -> str:
+    """A Markdown table of mean PSNR in dB: in each row of cells a line for every method, and its mean."""
+    cells = [score.cell for score in scores if score.cell is not None]
+    rows, columns = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+    methods = list(dict.fromkeys(score.method for score in scores))
+    lines = [f"| | method | {' | '.join(columns)} | average |", f"|---|---|{'---:|' * (len(columns) + 1)}"]
+    for row in rows:
+        for method in methods:
+            own = [
+                score for score in scores if score.method == method and score.cell and score.cell[0] == row
+            ]
+            means = [
+                _mean_psnr([score for score in own if score.cell == (row, column)]) for column in columns
+            ]
+            lines.append(f"| {row} | {method} | {' | '.join([*means, _mean_psnr(own)])} |")
+    images = len(dict.fromkeys(score.image for score in scores))
+    return (
+        "\n".join(lines) + f"\n\nPSNR in dB by protocol {scores[0].protocol}, means over {images} images.\n"
+    )
+
+
+def _mean_psnr(scores: list[Score]) -> str:
+    return f"{np.mean([score.psnr for score in scores]):.2f}" if scores else ""
+
+
 def to_csv(scores: list[Score]) -> str:
     """The same table as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "method", "psnr_db", "ssim", "seconds", "protocol", "sam_degrees"])
+    writer.writerow(
+        ["image", "method", "psnr_db", "ssim", "seconds", "protocol", "sam_degrees", "row", "column"]
+    )
     for s in [*scores, *averages(scores)]:
         angle = "" if s.sam is None else f"{s.sam:.4f}"
         quality = (f"{s.psnr:.4f}", f"{s.ssim:.6f}", f"{s.seconds:.4f}")
-        writer.writerow([s.image, s.method, *quality, s.protocol, angle])
+        writer.writerow([s.image, s.method, *quality, s.protocol, angle, *(s.cell or ("", ""))])
     return text.getvalue()
 
 
@@ -150,8 +180,8 @@ def write_table(scores: list[Score], path: Path) -> None:
     write_in_one_step(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _score(image: str, method: str, quality: Quality, seconds: float, protocol: str) -> Score:
-    return Score(image, method, quality.psnr, quality.ssim, seconds, protocol, quality.sam)
+def _score(scene: Scene, method: str, quality: Quality, seconds: float, protocol: str) -> Score:
+    return Score(scene.name, method, quality.psnr, quality.ssim, seconds, protocol, quality.sam, scene.cell)
 
 
 def _average(scores: list[Score]) -> Score:

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorun.physics import Physics
-from lorun.tiling import OVERLAP, denoise_in_tiles
-from lorun.unfolding import UnfoldingNetwork, alignment_of
+from lorun.tiling import denoise_in_tiles
+from lorun.unfolding import UnfoldingNetwork, alignment_of, reach_of
 
 
 class Method(Protocol):
@@ -43,7 +43,7 @@ class NetworkMethod:
 
     def __init__(self, net: UnfoldingNetwork, tile: int | None = None):
         if tile is not None:
-            check_tile(tile, alignment_of(net.stage_denoiser(0)))
+            check_tile(tile, net.stage_denoiser(0))
         self.net, self.tile = net.eval(), tile
         self.physics = net.physics
 
@@ -71,6 +71,7 @@ class UntrainedMethod:
         return image[0, :, : size[0], : size[1]].clamp(0, 1).float().numpy(force=True)
 
 
-def check_tile(tile: int, align: int) -> None:
-    """Raise if tiles of this side are too small for their overlap: before the work, not within it."""
-    denoise_in_tiles(lambda pixel: pixel, (torch.zeros(1, 1, 1, 1),), tile, OVERLAP, align)
+def check_tile(tile: int, denoiser: nn.Module) -> None:
+    """Raise if tiles of this side are too small for what a denoiser sees: before the work, not within it."""
+    pixel = torch.zeros(1, 1, 1, 1)
+    denoise_in_tiles(lambda tile: tile, (pixel,), tile, reach_of(denoiser), alignment_of(denoiser))

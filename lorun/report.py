@@ -97,7 +97,7 @@ def report(
         return dataclasses.replace(report_stages(model), flops=count_flops(model, size))
     names = {name: p.numel() for name, p in model.named_parameters()}
     phi = sum(n for name, n in names.items() if name.startswith("physics."))
-    scalars = model.raw_step.numel() + model.raw_lambda.numel()
+    scalars = sum(n for name, n in names.items() if name.startswith(("raw_step", "raw_lambda", "predictor.")))
     adapters = (
         sum(n for name, n in names.items() if name.startswith("denoisers."))
         if model.variant == "lorun"

@@ -10,6 +10,9 @@ from lorun.files import check_not_input, check_target
 from lorun.tasks.task import RestoreOptions, Task
 from lorun.zoo import load_methods, shipped_for
 
+# Up to this many channels make a photograph.
+COLOURS = 3
+
 
 @torch.no_grad()
 def restore_file(
@@ -59,13 +62,14 @@ def restore_file(
     }
     image = restored[first]
     task.save(out, image, scene, measured[first], options)
-    bands = f"{len(image)} bands of " if len(image) > 1 else ""
+    bands = f"{len(image)} bands of " if len(image) > COLOURS else ""
     done = f"{out}: {bands}{image.shape[1]}x{image.shape[2]} pixels restored by {first}"
     if first in settings:
         done += f" ({settings[first].label} {task.describe(settings[first])})"
     if scene.truth is not None:
         protocol = task.protocols[0]
-        done += f", PSNR {task.quality(image, scene.truth, protocol).psnr:.2f} dB ({protocol})"
+        done += f", PSNR {task.quality(image, scene, protocol).psnr:.2f} dB ({protocol})"
+    done += "".join(f"; {note}" for note in scene.notes)
     if figures:
         start = task.start(scene, measured[first], scene.physics or methods[first].physics)
         task.draw(out, scene, measured[first], restored, start)

@@ -29,7 +29,8 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Every array of numbers in a file, by name, in native byte order and with its own shape and dtype.
 
     - `.mat`: MATLAB 5 to 7 and 7.3, axes as in MATLAB, in the dtype of the MATLAB class (a logical is bool).
-      Structs, cells, text and sparse matrices are left out. HDF5 without MATLAB's header is refused.
+      A cell array of nothing but arrays, except in 7.3, gives each as "name{1}", "name{2}". Structs, other
+      cells, text and sparse matrices are left out. HDF5 without MATLAB's header is refused.
     - `.h5`, `.hdf5`: all data sets, nested ones as "group/name", axes as stored. Links are not followed.
     - `.npz`: by key; `.npy`: one array under the key "array". Nothing pickled is read.
 

@@ -101,7 +101,8 @@ def read_mat5(path):
     from scipy.io import matlab
 
     check_mat5_elements(path)
-    found = {name: (shape, kind) for name, shape, kind in matlab.whosmat(path) if kind in MATLAB_DTYPES}
+    listed = matlab.whosmat(path)
+    found = {name: (shape, kind) for name, shape, kind in listed if kind in MATLAB_DTYPES}
     check_total(sum(math.prod(s) * np.dtype(MATLAB_DTYPES[kind]).itemsize for s, kind in found.values()))
     # Not mat_dtype=True, which drops imaginary parts.
     variables = matlab.loadmat(path, variable_names=list(found)) if found else {}
@@ -114,7 +115,19 @@ def read_mat5(path):
             if array.shape != tuple(shape):
                 raise ValueError(f"{name} declares {tuple(shape)} and holds {array.shape}")
             arrays[name] = array if array.dtype.kind == "c" else array.astype(MATLAB_DTYPES[kind], copy=False)
+    cells = [name for name, _, kind in listed if kind == "cell"]
+    for name, cell in matlab.loadmat(path, variable_names=cells).items() if cells else ():
+        if name in cells:
+            arrays |= arrays_of_cell(name, cell)
     return arrays
+
+
+def arrays_of_cell(name, cell):
+    """The arrays in a cell array, as MATLAB counts them, name{1}, name{2}; none if it holds anything else."""
+    parts = list(cell.ravel(order="F"))
+    if not all(hasattr(part, "dtype") and is_numeric(part.dtype) for part in parts):
+        return {}
+    return {f"{name}{{{number}}}": part for number, part in enumerate(parts, 1)}
 
 
 def check_mat5_elements(path):

@@ -1,5 +1,6 @@
-"""Photographs: reading them as grey images in [0, 1], and cutting random training crops from them."""
+"""Photographs: reading them as grey or colour images in [0, 1], and cutting training crops from them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +40,41 @@ def read_grey(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: a file that is no image, is damaged, or holds NaN, Inf or floats outside [0, 1].
     """
+    return _read(path, lambda image: to_grey(_as_array(image)))
+
+
+def read_colour(path: str | Path) -> np.ndarray:
+    """An image file in its own colours, (1 or 3, H, W) float32 in [0, 1]; a grey one has one channel.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `read_grey`, and an image with transparency.
+    """
+    return _read(path, _in_colour)
+
+
+def _read(path: str | Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with Image.open(path) as image:
             image.load()
-            return to_grey(_as_array(image))
+            return convert(image)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error}); give a PNG, JPEG, BMP or TIFF") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _in_colour(image: Image.Image) -> np.ndarray:
+    if "A" in image.getbands() or "transparency" in image.info:
+        raise ValueError(
+            f"image: has transparency ({'+'.join(image.getbands())}), which no measurement has; put it on a "
+            "background first, and save it without an alpha channel"
+        )
+    array = _in_unit_range(_as_array(image)).astype(np.float32)
+    return np.ascontiguousarray(np.atleast_3d(array).transpose(2, 0, 1))
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -58,6 +83,12 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: another shape or dtype, NaN, Inf, or floats outside [0, 1].
     """
+    scaled = _in_unit_range(image)
+    return (scaled if image.ndim == 2 else scaled @ LUMA).astype(np.float32)
+
+
+def _in_unit_range(image: np.ndarray) -> np.ndarray:
+    """An image of any dtype that photographs have as float64 in [0, 1]."""
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"image: expected (H, W) or (H, W, 3), got {image.shape}")
     if image.dtype.kind == "f":
@@ -72,7 +103,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
         scaled = image / (1.0 if image.dtype == np.bool_ else np.iinfo(image.dtype).max)
     else:
         raise ValueError(f"image: expected uint8, uint16, bool or float, got {image.dtype}")
-    return (scaled if image.ndim == 2 else scaled @ LUMA).astype(np.float32)
+    return scaled
 
 
 class PhotoCrops:
@@ -81,42 +112,44 @@ class PhotoCrops:
     Args:
         folders: folders of images; larger images are drawn more often, in proportion to their pixels.
         seed: the k-th batch depends only on the seed and on k, so a resumed run sees what it would have seen.
+        colour: whether crops are in colour, with three channels, or grey, with one.
 
     Raises:
         ValueError, OSError: a folder without an image, or an image that cannot be read.
     """
 
-    def __init__(self, folders: list[str] | list[Path], seed: int = 0):
+    def __init__(self, folders: list[str] | list[Path], seed: int = 0, colour: bool = False):
         paths = [path for folder in folders for path in list_photos(folder)]
-        photos = [np.rint(read_grey(path) * 255).astype(np.uint8) for path in paths]
+        read = _read_three if colour else _read_one
+        photos = [np.rint(read(path) * 255).astype(np.uint8) for path in paths]
         self.images = [photo for index, photo in enumerate(photos) if index % HELD_OUT]
         self.validation = photos[::HELD_OUT]
         self.seed = seed
 
     def batch(self, index: int, count: int, side: int) -> Tensor:
-        """Batch number `index`: (count, 1, side, side) float32 in [0, 1]."""
+        """Batch number `index`: (count, 1 or 3, side, side) float32 in [0, 1]."""
         self.check_side(side)
-        large = [image for image in self.images if min(image.shape) >= side]
+        large = [image for image in self.images if min(image.shape[:2]) >= side]
         random = np.random.default_rng((self.seed, index))
         weights = np.array([image.size for image in large], dtype=np.float64)
         chosen = random.choice(len(large), size=count, p=weights / weights.sum())
         crops = np.stack([_random_crop(large[i], side, random) for i in chosen])
-        return torch.from_numpy(crops).unsqueeze(1).float().div_(255)
+        return _batch(crops)
 
     def check_side(self, side: int) -> None:
         """Raise if no training photograph is large enough for a crop of this side."""
-        if not any(min(image.shape) >= side for image in self.images):
+        if not any(min(image.shape[:2]) >= side for image in self.images):
             raise ValueError(f"crop: no training image is {side}x{side} pixels or more; use smaller crops")
 
     def held_out(self, side: int) -> Tensor:
-        """Centres of the photographs that are held out, (N, 1, side, side)."""
-        images = [image for image in self.validation if min(image.shape) >= side]
+        """Centres of the photographs that are held out, (N, 1 or 3, side, side)."""
+        images = [image for image in self.validation if min(image.shape[:2]) >= side]
         if not images:
             raise ValueError(f"data: no held-out photograph is {side}x{side} pixels or more; add larger ones")
         centres = [
             _crop(image, (image.shape[0] - side) // 2, (image.shape[1] - side) // 2, side) for image in images
         ]
-        return torch.from_numpy(np.stack(centres)).unsqueeze(1).float().div_(255)
+        return _batch(np.stack(centres))
 
 
 def principal_phi(photos: PhotoCrops, rows: int, block: int, crops: int = 30_000) -> Tensor:
@@ -130,6 +163,22 @@ def principal_phi(photos: PhotoCrops, rows: int, block: int, crops: int = 30_000
         blocks = photos.batch(PRINCIPAL_BATCH + index, 1000, block).flatten(1).double()
         covariance += blocks.T @ blocks
     return torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :rows].T.float().contiguous()
+
+
+def _read_one(path: Path) -> np.ndarray:
+    """(H, W, 1)"""
+    return read_grey(path)[..., None]
+
+
+def _read_three(path: Path) -> np.ndarray:
+    """(H, W, 3)"""
+    image = read_colour(path).transpose(1, 2, 0)
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _batch(crops: np.ndarray) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
 
 
 def _as_array(image: Image.Image) -> np.ndarray:

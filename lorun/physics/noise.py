@@ -3,27 +3,31 @@
 import torch
 from torch import Tensor, nn
 
+from lorun.physics.physics import per_sample
+
 
 class GaussianNoise(nn.Module):
     """y + sigma * n with standard normal n, in the shape, dtype and layout of y, and differentiable.
 
     Args:
-        sigma: standard deviation on the scale of y, at least 0.
+        sigma: standard deviation on the scale of y, at least 0: a number, or one for each sample, (B,).
         generator: where the random numbers come from; None is torch's default.
 
     Raises:
-        ValueError: sigma is negative or not finite.
+        ValueError: sigma is negative or not finite; at the call, it is for another number of samples.
     """
 
-    def __init__(self, sigma: float, generator: torch.Generator | None = None):
+    def __init__(self, sigma: float | Tensor, generator: torch.Generator | None = None):
         super().__init__()
-        if not 0 <= sigma < float("inf"):
+        levels = torch.as_tensor(sigma)
+        if not bool(((levels >= 0) & torch.isfinite(levels)).all()):
             raise ValueError(f"sigma: expected a standard deviation of at least 0, got {sigma}")
         self.sigma, self.generator = sigma, generator
 
     def forward(self, y: Tensor) -> Tensor:
         noise = torch.empty_like(y).normal_(generator=self.generator)
-        return y + self.sigma * noise
+        sigma = self.sigma.to(y.device) if isinstance(self.sigma, Tensor) else self.sigma
+        return y + per_sample("sigma", sigma, y) * noise
 
 
 class ShotNoise(nn.Module):

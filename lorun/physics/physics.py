@@ -1,6 +1,7 @@
 """The contract that every measurement model keeps: y = A x + noise, its adjoint, and the two data steps."""
 
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ class Physics(nn.Module, ABC):
     Attributes:
         channels: of the image.
         noise: a module that `forward` applies to A(x), such as `GaussianNoise`; None adds none.
+        conditions: what `condition` tells a network, in words; none by default.
     """
 
     channels: int
+    conditions: ClassVar[tuple[str, ...]] = ()
     noise: nn.Module | None
 
     def __init__(self, noise: nn.Module | None = None):
@@ -59,24 +62,39 @@ class Physics(nn.Module, ABC):
         """The image that a network starts from, (B, channels, H, W): Phi^T y unless a model knows better."""
         return self.A_adjoint(y)
 
-    def pgd_step(self, x: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
+    def prepare(self, y: Tensor) -> Any:
+        """What the data steps of all stages need of y, computed once; they take it in place of y.
+
+        y itself unless a model has more to compute.
+        """
+        return y
+
+    def condition(self, y: Tensor) -> Tensor | None:
+        """Numbers about in [0, 1] that say how y was measured, (B, len(conditions)): a noise level, say.
+
+        A network's step sizes depend on them, and so does a denoiser that takes them. None if a model has
+        none.
+        """
+        return None
+
+    def pgd_step(self, x: Tensor, y: Any, rho: float | Tensor) -> Tensor:
         """x - rho * Phi^T (Phi x - y), Eq. 5 of arXiv 2602.18697, in the shape of x.
 
         Args:
             x: (B, channels, H, W), in the shape that `A_adjoint` gives.
-            y: a measurement of this model.
+            y: a measurement of this model, or what `prepare` made of it.
             rho: the step size: a number, a scalar tensor or one value per sample, (B,). Repeated, the step
                 converges for rho < 2 / max(Phi Phi^T).
         """
         return x - per_sample("rho", rho, x) * self.A_adjoint(self.A(x) - y)
 
     @abstractmethod
-    def hqs_step(self, w: Tensor, y: Tensor, mu: float | Tensor) -> Tensor:
+    def hqs_step(self, w: Tensor, y: Any, mu: float | Tensor) -> Tensor:
         """(Phi^T Phi + mu I)^-1 (Phi^T y + mu w), Eq. 9 of arXiv 2602.18697, in the shape of w.
 
         Args:
             w: (B, channels, H, W), in the shape that `A_adjoint` gives.
-            y: a measurement of this model.
+            y: a measurement of this model, or what `prepare` made of it.
             mu: weight of w: a number, a scalar tensor or one value per sample, (B,).
         """
 

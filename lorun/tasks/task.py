@@ -82,6 +82,8 @@ class Scene:
         truth: (C, H, W) float32 in [0, 1], or None if only a measurement is known.
         y: the measurement, without a batch dimension; None simulates it from the truth.
         physics: what measured this scene; None is the restoring network's own.
+        cell: (row, column) of a table that shows means over the scenes of a cell; None lists every scene.
+        notes: what was done to the file on the way, for the line that says what was restored.
     """
 
     name: str
@@ -89,6 +91,8 @@ class Scene:
     truth: np.ndarray | None = None
     y: np.ndarray | None = None
     physics: Physics | None = None
+    cell: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ class Task(ABC):
         """The scene's measurement as a network takes it, (1, ...): checked, or simulated if there is none."""
 
     @abstractmethod
-    def save(self, out: Path, image: np.ndarray, scene: Scene, y: Tensor, options: Any) -> None:
+    def save(self, out: Path, image: np.ndarray, scene: Any, y: Tensor, options: Any) -> None:
         """Write a restored image (C, H, W), and what the options ask for beside it."""
 
     @abstractmethod
@@ -257,8 +261,8 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def quality(self, image: np.ndarray, truth: np.ndarray, protocol: str) -> Quality:
-        """Compare images (C, H, W)."""
+    def quality(self, image: np.ndarray, scene: Any, protocol: str) -> Quality:
+        """Compare an image (C, H, W) with the truth of its scene."""
 
     def save_table_images(  # noqa: B027, optional
         self, images: Sequence[np.ndarray], scenes: Sequence[Scene], options: Any

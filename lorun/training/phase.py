@@ -37,7 +37,7 @@ def run_phase(
             segment = phase.segment(step)
             stages, count = phase.stages[segment], phase.batch[segment]
             if segment and step == sum(phase.steps[:segment]):
-                grow(net, phase.stages[segment - 1], stages)
+                net.grow(phase.stages[segment - 1], stages)
             sample = samples.sample(first_sample + step, count, phase.size(segment), device)
             loss = train_step(net, optimizer, sample, stages, learning_rate(phase, step), config)
             entry: dict[str, Any] = {"step": step + 1, "stages": stages, "loss": loss}
@@ -62,12 +62,6 @@ def parameter_groups(net: UnfoldingNetwork, phase: Phase) -> list[dict[str, Any]
     groups: list[dict[str, Any]] = [{"params": rest, "scale": 1.0}]
     groups += [{"params": parameters, "scale": getattr(phase, name)} for name, parameters in own_rate.items()]
     return [group for group in groups if group["params"]]
-
-
-def grow(net: UnfoldingNetwork, before: int, after: int) -> None:
-    """Give stages that have not run yet the step size and lambda of the last one that has."""
-    for raw in (net.raw_step, net.raw_lambda):
-        raw.data[before:after] = raw.data[before - 1]
 
 
 def phase2_network(shared: UnfoldingNetwork, config: TrainConfig) -> UnfoldingNetwork:

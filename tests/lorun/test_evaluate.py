@@ -43,6 +43,26 @@ def test_a_scene_without_spectra_has_no_angle():
     assert "| average | a | 35.00 | 0.9500 | 7.00 | 0.10 |" in to_markdown(scores)
 
 
+def test_scores_with_cells_are_shown_as_their_means():
+    scores = [
+        Score("a", "one", 30.0, 0.9, 0.1, "sr-rgb", None, ("x2", "k1")),
+        Score("b", "one", 32.0, 0.9, 0.1, "sr-rgb", None, ("x2", "k1")),
+        Score("a", "two", 20.0, 0.9, 0.1, "sr-rgb", None, ("x2", "k1")),
+        Score("a", "one", 25.0, 0.9, 0.1, "sr-rgb", None, ("x3", "k2")),
+    ]
+    assert to_markdown(scores).splitlines() == [
+        "| | method | k1 | k2 | average |",
+        "|---|---|---:|---:|---:|",
+        "| x2 | one | 31.00 |  | 31.00 |",
+        "| x2 | two | 20.00 |  | 20.00 |",
+        "| x3 | one |  | 25.00 | 25.00 |",
+        "| x3 | two |  |  |  |",
+        "",
+        "PSNR in dB by protocol sr-rgb, means over 2 images.",
+    ]
+    assert "x3,k2" in to_csv(scores)
+
+
 def test_options_are_the_tasks_defaults_if_none_are_given(tmp_path):
     np.save(tmp_path / "not_an_image.npy", np.zeros(3))
     with pytest.raises(ValueError, match="holds no image"):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import skimage.color
 import skimage.metrics
 
 from lorun import metrics
@@ -203,3 +204,80 @@ def test_bad_input_says_what_was_expected(x, ref, protocol, words):
 def test_bad_cubes_are_refused(measure, x, ref, words):
     with pytest.raises(ValueError, match=words):
         measure(x, ref)
+
+
+def photographs(channels=3, size=(40, 31)):
+    random = np.random.default_rng(0)
+    ref = random.random((channels, *size))
+    return ref + 0.1 * random.standard_normal(ref.shape), ref
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_sr_rgb_equals_skimage_on_uint8_within_its_border(scale):
+    x, ref = photographs()
+    inner = slice(scale**2, -(scale**2))
+    seen = [
+        np.moveaxis(np.floor(np.clip(of, 0, 1) * 255 + 0.5).astype(np.uint8), 0, 2)[inner, inner]
+        for of in (ref, x)
+    ]
+    by_skimage = skimage.metrics.peak_signal_noise_ratio(*seen, data_range=255)
+    assert metrics.psnr(x, ref, "sr-rgb", scale) == pytest.approx(by_skimage, abs=1e-10)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    similarity = skimage.metrics.structural_similarity(
+        *(of.astype(float) for of in seen), channel_axis=2, **options
+    )
+    assert metrics.ssim(x, ref, "sr-rgb", scale) == pytest.approx(similarity, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_sr_y_equals_skimage_on_its_ycbcr(scale):
+    x, ref = photographs()
+    inner = slice(scale, -scale)
+    seen = [
+        skimage.color.rgb2ycbcr(np.moveaxis(np.floor(np.clip(of, 0, 1) * 255 + 0.5).astype(np.uint8), 0, 2))
+        for of in (ref, x)
+    ]
+    seen = [of[inner, inner, 0] for of in seen]
+    by_skimage = skimage.metrics.peak_signal_noise_ratio(*seen, data_range=255)
+    assert metrics.psnr(x, ref, "sr-y", scale) == pytest.approx(by_skimage, abs=1e-9)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    similarity = skimage.metrics.structural_similarity(*seen, **options)
+    assert metrics.ssim(x, ref, "sr-y", scale) == pytest.approx(similarity, abs=1e-11)
+
+
+def test_sr_rgb_has_one_mse_of_all_channels_worked_out_by_hand():
+    ref = np.full((3, 8, 8), 0.4)
+    x = ref.copy()
+    x[0] += 51 / 255  # an MSE of 51^2 in one of three channels: 10 log10(3 * 25)
+    assert metrics.psnr(x, ref, "sr-rgb", 1) == pytest.approx(10 * np.log10(75), abs=1e-9)
+    x[:, 0] = 1  # in the border
+    assert metrics.psnr(x, ref, "sr-rgb", 1) == pytest.approx(10 * np.log10(75), abs=1e-9)
+
+
+@pytest.mark.parametrize("protocol", ["sr-rgb", "sr-y"])
+def test_a_grey_photograph_counts_as_one_of_three_equal_channels(protocol):
+    x, ref = photographs(1)
+    three = np.repeat(x, 3, 0), np.repeat(ref, 3, 0)
+    for measure in (metrics.psnr, metrics.ssim):
+        assert measure(x, ref, protocol, 2) == pytest.approx(measure(*three, protocol, 2), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "shape, protocol, scale, words",
+    [
+        ((3, 9, 9), "sr-rgb", None, "scale: protocol sr-rgb takes one, such as 2, got None"),
+        ((9, 9), "cs", 2, "scale: protocol cs takes none, got 2"),
+        (
+            (3, 8, 30),
+            "sr-rgb",
+            2,
+            "border of 4 pixels on every side that sr-rgb leaves out, got scale 2 and 8x30",
+        ),
+        ((3, 9, 9), "sr-y", 0, "scale: expected at least 1"),
+        ((4, 9, 9), "sr-y", 2, "x, ref: expected 3 channels, or 1 for grey, got 4"),
+        ((9, 9), "sr-y", 2, r"two images of one shape \(3 or 1, H, W\), got \(9, 9\)"),
+    ],
+)
+def test_photographs_and_scales_that_do_not_fit(shape, protocol, scale, words):
+    with pytest.raises(ValueError, match=words):
+        metrics.psnr(np.zeros(shape), np.zeros(shape), protocol, scale)

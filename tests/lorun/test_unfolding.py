@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import lorun
-from lorun.denoisers import UNet
+from lorun.denoisers import ResUNet, UNet
 from lorun.physics import BlockCS
 from lorun.unfolding import UnfoldingNetwork
 
@@ -20,6 +20,14 @@ def randomise(net: torch.nn.Module) -> None:
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1 * torch.randn_like(p))
+
+
+def test_new_stages_start_from_the_last_that_ran():
+    net = network(stages=4)
+    with torch.no_grad():
+        net.raw_step.copy_(torch.arange(4.0))
+    net.grow(2, 4)
+    assert net.raw_step.tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("variant", ["shared", "block", "lorun"])
@@ -159,3 +167,72 @@ def test_a_physics_keeps_the_contract():
         TypeError, match="physics: expected a lorun.physics.Physics, got Identity; wrap the two"
     ):
         UnfoldingNetwork(torch.nn.Identity(), UNet(width=4))
+
+
+class Blur(lorun.physics.SuperResolution):
+    """Counts what is computed once for all stages."""
+
+    prepared = 0
+
+    def prepare(self, y):
+        self.prepared += 1
+        return super().prepare(y)
+
+
+def conditioned(variant="shared", algorithm="hqs", physics=None) -> UnfoldingNetwork:
+    denoiser = ResUNet(1, 4, conditions=2)
+    torch.nn.init.normal_(denoiser.last.weight, std=0.1)
+    return UnfoldingNetwork(
+        physics or lorun.physics.SuperResolution(channels=1), denoiser, 3, variant, algorithm
+    )
+
+
+@pytest.mark.parametrize("variant", ["shared", "block", "lorun"])
+@pytest.mark.parametrize("algorithm", ["pgd", "hqs"])
+def test_conditions_reach_the_step_sizes_and_the_denoiser_and_y_is_prepared_once(variant, algorithm):
+    net = conditioned(variant, algorithm).double()
+    randomise(net)
+    physics = Blur(torch.rand(2, 3, 3).double() / 9, 2, channels=1, noise_level=torch.tensor([0.0, 0.05]))
+    y = physics.A(torch.rand(2, 1, 16, 12).double())
+    condition = physics.condition(y)
+    step, lam = net.rates(condition)
+    assert step.shape == lam.shape == (3, 2) and step.min() > 0 and lam.min() > 0
+    x = physics.start(y)
+    for k in range(3):
+        if algorithm == "pgd":
+            z, level = physics.pgd_step(x, y, step[k]), (step[k] * lam[k]).sqrt()
+        else:
+            z, level = physics.hqs_step(x, y, step[k]), (lam[k] / step[k]).sqrt()
+        x = net.stage_denoiser(k)(z, level, condition)
+    physics.prepared = 0
+    torch.testing.assert_close(net(y, physics=physics), x, rtol=1e-10, atol=1e-10)
+    assert physics.prepared == 1
+    torch.testing.assert_close(net(y, physics=physics, tile=208), x, rtol=1e-10, atol=1e-10)
+    other = lorun.physics.SuperResolution(physics.kernel, 2, channels=1, noise_level=0.09)
+    assert not torch.allclose(net(y, physics=other), x)
+
+
+def test_phase_2_and_new_stages_keep_what_conditions_add():
+    shared = conditioned()
+    randomise(shared)
+    condition = torch.tensor([[0.3, 0.5]])
+    lorun9 = UnfoldingNetwork.from_shared(shared)
+    assert all(map(torch.equal, lorun9.rates(condition), shared.rates(condition)))
+    assert any(name.startswith("predictor.") for name, p in lorun9.named_parameters() if p.requires_grad)
+    shared.grow(1, 3)
+    step, lam = shared.rates(condition)
+    for rate in (step, lam):
+        torch.testing.assert_close(rate, rate[:1].expand(3, 1))
+
+
+def test_a_denoiser_that_takes_other_conditions_is_refused():
+    with pytest.raises(
+        ValueError, match="denoiser: takes 1 conditions, and SuperResolution has 2; make it with"
+    ):
+        UnfoldingNetwork(lorun.physics.SuperResolution(), ResUNet(3, 4, conditions=1))
+    UnfoldingNetwork(lorun.physics.SuperResolution(), ResUNet(3, 4))  # need not take them
+
+
+def test_only_a_predictor_of_conditions_makes_step_sizes_depend_on_them():
+    net = network()
+    assert net.predictor is None and net.rates(torch.ones(2, 2))[0].shape == (3,)

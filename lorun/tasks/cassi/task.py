@@ -129,9 +129,10 @@ class SnapshotSpectralImaging(Task):
 
         return table_scenes(source, options, physics.bands, uniform_step(physics))
 
-    def quality(self, image: np.ndarray, truth: np.ndarray, protocol: str) -> Quality:
-        psnr, ssim = (measure(image, truth, protocol) for measure in (metrics.psnr, metrics.ssim))
-        return Quality(psnr, ssim, mean_angle(image, truth))
+    def quality(self, image: np.ndarray, scene: Scene, protocol: str) -> Quality:
+        assert scene.truth is not None
+        psnr, ssim = (measure(image, scene.truth, protocol) for measure in (metrics.psnr, metrics.ssim))
+        return Quality(psnr, ssim, mean_angle(image, scene.truth))
 
     def save_table_images(
         self, images: Sequence[np.ndarray], scenes: Sequence[Scene], options: "CASSIEval"

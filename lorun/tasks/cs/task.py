@@ -139,7 +139,9 @@ class CompressiveSensing(Task):
     def start(self, scene: Scene, y: Tensor, physics: BlockCS) -> np.ndarray:
         return physics.A_adjoint(y, scene.size)[0].clamp(0, 1).float().numpy(force=True)
 
-    def quality(self, image: np.ndarray, truth: np.ndarray, protocol: str) -> Quality:
+    def quality(self, image: np.ndarray, scene: Scene, protocol: str) -> Quality:
+        assert scene.truth is not None
+        truth = scene.truth
         return Quality(*(measure(image[0], truth[0], protocol) for measure in (metrics.psnr, metrics.ssim)))
 
     def samples(

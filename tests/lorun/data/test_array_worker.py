@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import scipy.io
 
 from lorun.data import array_worker
 
@@ -40,3 +41,17 @@ def test_numbers(dtype):
 @pytest.mark.parametrize("dtype", ["U3", "O", "M8[s]"])
 def test_what_is_no_number(dtype):
     assert not array_worker.is_numeric(np.dtype(dtype))
+
+
+def test_a_cell_array_of_arrays_gives_each_as_matlab_counts_it(tmp_path):
+    cell, mixed = np.empty((2, 2), object), np.empty((1, 2), object)
+    for number, place in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)], 1):
+        cell[place] = np.full((number, 3), number, np.float32)
+    mixed[0, :] = [np.ones((2, 2)), "text"]
+    for compressed in (False, True):
+        path = tmp_path / f"{compressed}.mat"
+        scipy.io.savemat(path, {"k": cell, "mixed": mixed, "x": np.eye(2)}, do_compression=compressed)
+        read = array_worker.read_mat5(str(path))
+        assert list(read) == ["x", "k{1}", "k{2}", "k{3}", "k{4}"]
+        for number in range(1, 5):
+            np.testing.assert_array_equal(read[f"k{{{number}}}"], np.full((number, 3), number))

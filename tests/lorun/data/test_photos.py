@@ -4,7 +4,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from lorun.data import PhotoCrops, list_photos, principal_phi, read_grey, to_grey
+from lorun.data import PhotoCrops, list_photos, principal_phi, read_colour, read_grey, to_grey
 
 
 @pytest.fixture
@@ -36,6 +36,33 @@ def test_files_read_as_they_were_written(tmp_path):
     rgb = np.random.default_rng(1).integers(0, 256, (9, 5, 3), dtype=np.uint8)
     Image.fromarray(rgb).convert("RGBA").save(tmp_path / "rgba.png")
     np.testing.assert_allclose(read_grey(tmp_path / "rgba.png"), to_grey(rgb), atol=1e-7)
+
+
+def test_colours_are_read_as_they_were_written(tmp_path):
+    rgb = np.random.default_rng(1).integers(0, 256, (9, 5, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    np.testing.assert_allclose(read_colour(tmp_path / "rgb.png"), rgb.transpose(2, 0, 1) / 255, atol=1e-7)
+    Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_allclose(read_colour(tmp_path / "grey.png"), rgb[None, ..., 0] / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparency_is_refused_in_colour(tmp_path, mode):
+    image = Image.new("RGBA", (4, 4), (200, 100, 50, 90)).convert(mode)
+    image.save(tmp_path / "clear.png", **({"transparency": 0} if mode == "P" else {}))
+    with pytest.raises(ValueError, match=r"clear.png: image: has transparency .*put it on a background"):
+        read_colour(tmp_path / "clear.png")
+
+
+def test_crops_in_colour(tmp_path):
+    rgb = np.zeros((64, 64, 3), np.uint8)
+    rgb[..., 1] = 255
+    for index in range(2):
+        Image.fromarray(rgb).save(tmp_path / f"{index}.png")
+    crops = PhotoCrops([tmp_path], colour=True)
+    expected = torch.tensor([0.0, 1, 0])[:, None, None].expand(3, 16, 16)
+    for batch in (crops.batch(0, 2, 16), crops.held_out(16)):
+        assert all(torch.equal(crop, expected) for crop in batch)
 
 
 def test_big_endian_16_bit_tiff_is_read_as_written(tmp_path):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorun.physics import CASSI, BlockCS, GaussianNoise, Linear, Physics
+from lorun.physics import CASSI, BlockCS, GaussianNoise, Linear, Physics, SuperResolution
 from tests.lorun.physics import deepinv_operators
 
 BATCH = 2
@@ -25,6 +25,8 @@ class Case:
     """(H, W) of the images that are measured."""
     sizes: bool = False
     """Whether it measures images of any size."""
+    multiple: int = 1
+    """Of which a height and a width must be multiples."""
 
 
 def block_cs(adapter_rank: int = 0, **options) -> BlockCS:
@@ -40,6 +42,12 @@ def cassi(step: int | list[int], *shape: int) -> CASSI:
     mask = mask * (torch.rand_like(mask) > 1 / 3)
     mask[..., 0, :] = 0
     return CASSI(mask, 4, step, start="average")
+
+
+def super_resolution(scale: int, *kernel: int) -> SuperResolution:
+    """Values of both signs, around 1 in sum."""
+    random = torch.randn(kernel, dtype=torch.float64)
+    return SuperResolution(random / random.numel() + 1 / kernel[-1] / kernel[-2], scale, channels=2)
 
 
 def matrix() -> Linear:
@@ -90,6 +98,21 @@ CASES = {
             lambda step=step, shape=shape: cassi(step, *shape), (3, 5)
         )
         for step, shape in itertools.product([2, 0, 3, [3, 0, 7, 3]], [(3, 5), (4, 3, 5), (BATCH, 4, 3, 5)])
+    },
+    **{
+        f"SuperResolution, scale {scale}, kernel {kernel}": Case(
+            lambda scale=scale, kernel=kernel: super_resolution(scale, *kernel),
+            size,
+            sizes=True,
+            multiple=scale,
+        )
+        for scale, kernel, size in [
+            (1, (3, 3), (5, 4)),
+            (2, (3, 3), (4, 6)),
+            (2, (BATCH, 2, 5), (6, 10)),
+            (3, (BATCH, 3, 1), (3, 9)),
+            (4, (4, 4), (4, 8)),
+        ]
     },
     "Linear, matrix": Case(matrix, (3, 4)),
     "Linear, convolution": Case(convolution, (5, 6), sizes=True),
@@ -228,7 +251,8 @@ def test_channels_and_size_are_those_of_its_images(case):
 
 def test_for_size_measures_single_images_of_that_size(case):
     physics = case.make()
-    for size in (case.size, (13, 11)) if case.sizes else (case.size,):
+    other = (13 * case.multiple, 11 * case.multiple)
+    for size in (case.size, other) if case.sizes else (case.size,):
         same = physics.for_size(size)
         assert isinstance(same, type(physics)) and same.size in (None, size)
         x = torch.zeros(1, physics.channels, *size, dtype=torch.float64)

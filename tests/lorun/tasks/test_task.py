@@ -1,4 +1,4 @@
-"""The seam: a third task, written here as one module, works in every shared room once it is in TASKS."""
+"""The seam: a further task, written here as one module, works in every shared room once it is in TASKS."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -144,8 +144,9 @@ class Inpainting(Task):
     def scenes(self, source, options, physics):
         return [scene_of(path, options.seen) for path in list_photos(source)]
 
-    def quality(self, image, truth, protocol):
-        return Quality(metrics.psnr(image[0], truth[0], protocol), metrics.ssim(image[0], truth[0], protocol))
+    def quality(self, image, scene, protocol):
+        truth = scene.truth[0]
+        return Quality(metrics.psnr(image[0], truth, protocol), metrics.ssim(image[0], truth, protocol))
 
     def samples(self, network, data, settings, seed):
         return InpaintingSamples(data, settings.seen, seed)
@@ -241,7 +242,7 @@ def test_help_lists_every_task_and_the_options_of_one(inpainting, capsys):
     [
         ("restore a.png -o b.png --task inpainting --ratio 0.5", "--ratio is an option of task cs"),
         ("restore a.png -o b.png --seen 0.5", "--seen is an option of task inpainting, this is for task cs"),
-        ("restore a.png -o b.png --task mri", "task: expected one of cs, cassi, inpainting, got 'mri'"),
+        ("restore a.png -o b.png --task mri", "task: expected one of cs, cassi, sr, inpainting, got 'mri'"),
         ("eval photos --task=inpainting --result c.mat", "--result is an option of task cassi"),
     ],
 )

@@ -5,7 +5,7 @@ from lorun.checkpoint import load_network
 from lorun.denoisers import UNet
 from lorun.physics import BlockCS
 from lorun.training import Phase, train
-from lorun.training.phase import grow, parameter_groups
+from lorun.training.phase import parameter_groups
 from lorun.unfolding import UnfoldingNetwork
 
 
@@ -31,11 +31,3 @@ def test_a_full_phi_learns_at_a_rate_of_its_own():
         assert len(grouped) == len({id(p) for p in grouped})
         if rank == 0:
             assert groups[1]["params"] == [net.physics.phi]
-
-
-def test_new_stages_start_from_the_last_that_ran():
-    net = UnfoldingNetwork(BlockCS(0.25, block=8), UNet(width=4), 4, "shared")
-    with torch.no_grad():
-        net.raw_step.copy_(torch.arange(4.0))
-    grow(net, 2, 4)
-    assert net.raw_step.tolist() == [0, 1, 1, 1]
