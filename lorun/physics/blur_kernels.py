@@ -66,9 +66,9 @@ def motion_kernel(random: np.random.Generator, side: int = SIDE, length: float |
 def bicubic_kernel(scale: int) -> Tensor:
     """Bicubic shrinking with antialiasing as one kernel: square, of odd side, float32.
 
-    `SuperResolution(bicubic_kernel(scale), scale)` shrinks as MATLAB's `imresize` and Pillow's BICUBIC do, all
-    with a = -0.5 of Keys 1981; only the border is another. Shrinking keeps the middle of scale x scale pixels,
-    so that the centre of mass is (scale - 1) / 2 pixels above and to the left of the kernel's centre.
+    `SuperResolution(bicubic_kernel(scale), scale)` shrinks as MATLAB's `imresize` and Pillow's BICUBIC do,
+    all with a = -0.5 of Keys 1981; only the border is another. Shrinking keeps the middle of scale x scale
+    pixels, so that the centre of mass is (scale - 1) / 2 pixels above and to the left of the kernel's centre.
 
     Raises:
         ValueError: a scale below 1.

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from skimage.util import view_as_windows
 
 from lorun.files import write_in_one_step
+from lorun.tasks.detail import find_detail
 
 DETAIL = 96
 ERROR_PEAK = 0.1
@@ -38,7 +38,7 @@ def save_comparison(
         error = np.abs(best - truth)
         panels |= {titles[1]: truth, f"error, 0 to {ERROR_PEAK}": error}
         gain = np.abs(start - truth) - error
-    top, left, side = _detail(gain, best if truth is None else truth)
+    top, left, side = find_detail(gain, best if truth is None else truth, DETAIL)
     ratio = best.shape[0] / best.shape[1]
     figure = Figure(figsize=(PANEL * len(panels), 7.4 * ratio), layout="constrained")
     axes = figure.subplots(2, len(panels), height_ratios=(ratio, 1))
@@ -52,13 +52,3 @@ def save_comparison(
     for axis in axes.flat:
         axis.set_axis_off()
     write_in_one_step(path, lambda part: figure.savefig(part, format="png", dpi=80))
-
-
-def _detail(gain: np.ndarray, image: np.ndarray) -> tuple[int, int, int]:
-    """Upper-left corner and side of a window with structure to see in which much was gained."""
-    side = min(DETAIL, *gain.shape)
-    step = max(1, side // 4)
-    gained = view_as_windows(gain, side, step).mean((2, 3))
-    structure = view_as_windows(image, side, step).std((2, 3))
-    row, column = np.unravel_index((gained * structure).argmax(), gained.shape)
-    return int(row) * step, int(column) * step, side

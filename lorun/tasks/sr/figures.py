@@ -7,14 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from skimage.util import view_as_windows
 
 from lorun.files import write_in_one_step
+from lorun.tasks.detail import find_detail
 
 DETAIL = 64
 PANEL = 3.5  # inches
-# Where nothing was gained, structure alone decides.
-LEAST_GAIN = 1e-6
 
 
 def save_enlargements(
@@ -41,7 +39,9 @@ def save_enlargements(
         panels |= {"truth": truth}
     images = list(restored.values())
     first, best = images[0], images[-1]
-    top, left, side = _detail(np.abs(best - first).mean(0), best.mean(0) if truth is None else truth.mean(0))
+    top, left, side = find_detail(
+        np.abs(best - first).mean(0), (best if truth is None else truth).mean(0), DETAIL
+    )
     ratio = best.shape[1] / best.shape[2]
     figure = Figure(figsize=(PANEL * len(panels), PANEL * (1 + ratio) + 0.4), layout="constrained")
     axes = figure.subplots(2, len(panels), height_ratios=(ratio, 1))
@@ -81,13 +81,3 @@ def _add_kernel(axis: Axes, kernel: np.ndarray) -> None:
     inset.set(xticks=[], yticks=[])
     for spine in inset.spines.values():
         spine.set_color("C1")
-
-
-def _detail(gain: np.ndarray, image: np.ndarray) -> tuple[int, int, int]:
-    """Upper-left corner and side of a window with structure to see in which much was gained."""
-    side = min(DETAIL, *gain.shape)
-    step = max(1, side // 4)
-    gained = view_as_windows(gain, side, step).mean((2, 3))
-    structure = view_as_windows(image, side, step).std((2, 3))
-    row, column = np.unravel_index(((gained + LEAST_GAIN) * structure).argmax(), gained.shape)
-    return int(row) * step, int(column) * step, side
