@@ -18,6 +18,7 @@ from benchmarks.cases import (
     networks,
     residual_block,
     startup,
+    super_resolution,
     training,
     workers,
 )
@@ -102,6 +103,17 @@ CS = {
     "quick": ({"size": 256},),
     "full": ({"size": 256, "batch": 8},),
     "tiny": {"size": 8, "batch": 2, "block": 4},
+}
+# 255 is the multiple of 3 next to 256, and 17 is its largest factor.
+SR = {
+    "full": (
+        {"size": 256, "scale": 2, "batch": 8},
+        {"size": 255, "scale": 3},
+        {"size": 256, "scale": 4},
+        {"size": 256, "scale": 1},
+    ),
+    "cuda": tuple({"size": 256, "scale": 2, "batch": batch} for batch in (1, 8)),
+    "tiny": {"size": 12, "scale": 3, "batch": 2, "stages": 2, "side": 5},
 }
 
 CS_TINY = {"size": 32, "stages": 2, "width": 4}
@@ -244,6 +256,24 @@ TABLE = (
     Entry("CASSI HQS step, deepinv's step", partial(cassi_deepinv.operation, "hqs"), **CASSI_DEEPINV),
     Entry("CS PGD step", partial(block_cs.data_step, "pgd"), **CS),
     Entry("CS HQS step", partial(block_cs.data_step, "hqs"), **CS),
+    Entry(
+        "super-resolution HQS steps",
+        partial(super_resolution.data_steps, "hqs"),
+        quick=({"size": 256, "scale": 2},),
+        **SR,
+    ),
+    Entry(
+        "super-resolution HQS steps, forward + backward",
+        partial(super_resolution.data_steps, "hqs", grad=True),
+        quick=tuple({"size": 256, "scale": 2, "batch": batch} for batch in (1, 8)),
+        **SR | {"full": SR["full"][1:]},
+    ),
+    Entry(
+        "super-resolution PGD steps, forward + backward",
+        partial(super_resolution.data_steps, "pgd", grad=True),
+        quick=({"size": 256, "scale": 2},),
+        **SR,
+    ),
     Entry(
         "LoRA convolution over size",
         lora.over_size,

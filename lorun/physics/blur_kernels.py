@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lorun.physics.bicubic import keys
+from lorun.physics.super_resolution import check_scale
 
 # The side of the kernels that the field tests with (Zhang et al. 2020).
 SIDE = 25
@@ -29,6 +30,8 @@ def gaussian_kernel(width: float | tuple[float, float], angle: float = 0.0, side
     widths = (width, width) if isinstance(width, int | float) else width
     if len(widths) != 2 or not all(0 < one < math.inf for one in widths):
         raise ValueError(f"width: expected one or two standard deviations above 0, got {width}")
+    if not math.isfinite(angle):
+        raise ValueError(f"angle: expected degrees, got {angle}")
     along, across = _turned(_offsets(side), angle)
     exponent = (along / widths[0]).square() + (across / widths[1]).square()
     return _normalised(torch.exp(-exponent / 2))
@@ -73,8 +76,7 @@ def bicubic_kernel(scale: int) -> Tensor:
     Raises:
         ValueError: a scale below 1.
     """
-    if scale < 1:
-        raise ValueError(f"scale: expected at least 1, got {scale}")
+    check_scale(scale)
     # A true convolution takes from position -j what element j weighs.
     shift = (scale - 1) / 2
     farthest = math.ceil(2 * scale + shift) - 1
@@ -90,9 +92,9 @@ def normalised(kernel: Tensor) -> Tensor:
         ValueError: a sum that is not above 0.
     """
     total = kernel.double().sum()
-    if not total > 0:
+    if not 0 < total < math.inf:
         raise ValueError(f"kernel: expected a sum above 0, got {total.item():.4g}; it would leave no image")
-    return (kernel.double() / total).to(kernel.dtype)
+    return (kernel.double() / total).to(kernel.dtype if kernel.is_floating_point() else torch.float32)
 
 
 def _normalised(weights: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ def _offsets(side: int) -> Tensor:
 
 
 def _check_side(side: int, least: int) -> None:
-    if side < least or side % 2 == 0:
+    if not isinstance(side, int) or side < least or side % 2 == 0:
         raise ValueError(f"side: expected an odd number of at least {least} pixels, got {side}")
 
 

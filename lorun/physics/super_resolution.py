@@ -23,11 +23,13 @@ class PreparedMeasurement(NamedTuple):
         y: spectrum of the measurement, (B, C, h, w // 2 + 1) complex.
         blur: spectrum of the kernel, (B or 1, 1, H, W // 2 + 1) complex.
         gram: the eigenvalues of Phi Phi^T, (B or 1, 1, h, w // 2 + 1) real.
+        shape: of the images that y enlarges to, (B, C, H, W).
     """
 
     y: Tensor
     blur: Tensor
     gram: Tensor
+    shape: tuple[int, ...]
 
 
 class SuperResolution(Physics):
@@ -70,15 +72,15 @@ class SuperResolution(Physics):
         generator: torch.Generator | None = None,
     ):
         level = torch.as_tensor(noise_level, dtype=torch.float32)
-        if level.ndim > 1 or not bool(((level >= 0) & torch.isfinite(level)).all()):
+        if level.ndim > 1 or level.numel() == 0 or not bool(((level >= 0) & torch.isfinite(level)).all()):
             raise ValueError(
                 "noise_level: expected a standard deviation of at least 0, or one for each image, got "
                 f"{noise_level}"
             )
         super().__init__(GaussianNoise(noise_level, generator) if bool(level.any()) else None)
         check_scale(scale)
-        if channels < 1:
-            raise ValueError(f"channels: expected at least 1, got {channels}")
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"channels: expected a whole number of at least 1, got {channels}")
         if kernel is not None:
             _check_kernel(kernel)
             kernel = kernel if kernel.is_floating_point() else kernel.float()
@@ -129,7 +131,7 @@ class SuperResolution(Physics):
         size = self._enlarged(y)
         blur = self._blur(y, size)
         gram = fold(blur.real.square() + blur.imag.square() + 0j, self.scale, size[1]).real
-        return PreparedMeasurement(torch.fft.rfft2(_for_fft(y)), blur, gram)
+        return PreparedMeasurement(torch.fft.rfft2(_for_fft(y)), blur, gram, (*y.shape[:2], *size))
 
     def pgd_step(self, x: Tensor, y: Tensor | PreparedMeasurement, rho: float | Tensor) -> Tensor:
         """x - rho * Phi^T (Phi x - y), Eq. 5: see `Physics.pgd_step`."""
@@ -144,11 +146,12 @@ class SuperResolution(Physics):
         alone.
         """
         prepared = self._prepared(w, y)
-        weight = (prepared.gram + per_sample("mu", mu, w)).reciprocal()
+        weight = (prepared.gram + per_sample("mu", mu, _for_fft(w))).reciprocal()
         return data_step(_for_fft(w), prepared.y, prepared.blur, weight, self.scale).to(w.dtype)
 
     def condition(self, y: Tensor) -> Tensor:
         """What a network is told beside y, (B, 2): noise level / 0.1, and 1 / scale."""
+        self._check_counts("y", len(y))
         level = self.noise_level.to(y.device, torch.float32).expand(len(y)) / NOISE_UNIT
         return torch.stack([level, torch.full_like(level, 1 / self.scale)], 1)
 
@@ -159,7 +162,8 @@ class SuperResolution(Physics):
                 f"y: expected images of {self.channels} channels, (B, {self.channels}, h, w), got "
                 f"{tuple(y.shape)}"
             )
-        self._check_kernel_fits("y", self._enlarged(y), len(y))
+        self._check_kernel_fits(self._enlarged(y))
+        self._check_counts("y", len(y))
 
     def for_size(self, size: Size) -> "SuperResolution":
         """This model for one image: with its first kernel, or with one of one pixel if it has none.
@@ -181,7 +185,8 @@ class SuperResolution(Physics):
             )
         size = (x.shape[-2], x.shape[-1])
         self._check_divides("x", size)
-        self._check_kernel_fits("x", size, len(x))
+        self._check_kernel_fits(size)
+        self._check_counts("x", len(x))
         return size
 
     def _check_divides(self, name: str, size: Size) -> None:
@@ -192,17 +197,21 @@ class SuperResolution(Physics):
                 f"{size[1] // self.scale * self.scale}"
             )
 
-    def _check_kernel_fits(self, name: str, size: Size, count: int) -> None:
+    def _check_kernel_fits(self, size: Size) -> None:
         if self.kernel is None:
             raise ValueError(
                 "kernel: this model has none; pass physics=SuperResolution(kernel, scale) to the call"
             )
-        batch = self.kernel.shape[:-2]
         check_kernel_fits(self.kernel, size)
-        if batch and batch[0] not in (1, count):
-            raise ValueError(
-                f"kernel: expected one, or one for each of {count} images in {name}, got {batch[0]}"
-            )
+
+    def _check_counts(self, name: str, count: int) -> None:
+        """Raise if there are kernels or noise levels for another number of images."""
+        kernels = 1 if self.kernel is None or self.kernel.ndim == 2 else len(self.kernel)
+        for what, given in (("kernel", kernels), ("noise_level", self.noise_level.numel())):
+            if given not in (1, count):
+                raise ValueError(
+                    f"{what}: expected one, or one for each of {count} images in {name}, got {given}"
+                )
 
     def _enlarged(self, y: Tensor) -> Size:
         return y.shape[-2] * self.scale, y.shape[-1] * self.scale
@@ -218,10 +227,10 @@ class SuperResolution(Physics):
 
     def _prepared(self, x: Tensor, y: Tensor | PreparedMeasurement) -> PreparedMeasurement:
         prepared = y if isinstance(y, PreparedMeasurement) else self.prepare(y)
-        if (prepared.blur.shape[-2], prepared.blur.shape[-1]) != (x.shape[-2], x.shape[-1] // 2 + 1):
+        if tuple(x.shape) != prepared.shape:
             raise ValueError(
-                f"x: expected (B, {self.channels}, H, W) of the size that y enlarges to by scale "
-                f"{self.scale}, got {tuple(x.shape)}"
+                f"x: expected {prepared.shape}, what y enlarges to by scale {self.scale}, got "
+                f"{tuple(x.shape)}"
             )
         return prepared
 

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from lorun.denoisers import UNet
+from lorun.physics import SuperResolution
 from lorun.step_predictor import StepPredictor
+from lorun.unfolding import UnfoldingNetwork
 
 
 @pytest.fixture
@@ -35,6 +38,7 @@ def test_autocast_leaves_it_in_float32(predictor):
     condition = torch.rand(2, 2)
     with torch.autocast("cpu", torch.bfloat16):
         under = predictor(condition)
+    assert all(part.dtype == torch.float32 for part in under)
     assert all(map(torch.equal, under, predictor(condition)))
 
 
@@ -43,3 +47,18 @@ def test_stages_are_copied_with_everything_they_add(predictor):
     predictor.copy_stage(1, 2, 4)
     for part, old in zip(predictor(torch.ones(1, 2)), before, strict=True):
         torch.testing.assert_close(part, old[[0, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("algorithm", ["pgd", "hqs"])
+def test_it_learns_in_a_network_from_the_start(algorithm):
+    denoiser = UNet(1, 4)
+    torch.nn.init.normal_(denoiser.last.weight, std=0.1)
+    net = UnfoldingNetwork(SuperResolution(torch.ones(3, 3) / 9, 2, 1), denoiser, 2, "shared", algorithm)
+    y = torch.rand(2, 1, 8, 8)
+    for last_is_zero in (True, False):
+        net.zero_grad()
+        net(y).square().sum().backward()
+        assert all(p.grad.all() for p in net.predictor.last.parameters() if p.ndim == 1)
+        hidden = [p.grad for p in net.predictor.hidden.parameters()]
+        assert all(grad.any().item() is not last_is_zero for grad in hidden)
+        torch.nn.init.normal_(net.predictor.last.weight)

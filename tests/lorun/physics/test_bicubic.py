@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import convolve1d
 
 from lorun.physics.bicubic import enlarge, interpolation_weights, keys
@@ -35,6 +36,16 @@ def test_polynomials_of_the_second_degree_are_kept_inside(scale):
     larger = enlarge(exact[::scale, ::scale], scale)
     inside = slice(2 * scale, -3 * scale)
     torch.testing.assert_close(larger[inside, inside], exact[inside, inside])
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_it_is_pillows_inside_once_the_pixels_are_moved(scale):
+    image, move = np.random.default_rng(0).random((12, 10), np.float32), (scale - 1) / (2 * scale)
+    box = (move, move, 9 + move, 11 + move)
+    larger = Image.fromarray(image).resize((9 * scale, 11 * scale), Image.Resampling.BICUBIC, box)
+    inside = np.s_[2 * scale : 9 * scale, 2 * scale : 7 * scale]
+    found = enlarge(torch.from_numpy(image), scale).numpy()
+    np.testing.assert_allclose(found[inside], np.asarray(larger)[inside], atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

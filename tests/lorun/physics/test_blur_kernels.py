@@ -26,7 +26,7 @@ def published(lorun_data) -> list[np.ndarray]:
     return list(scipy.io.loadmat(lorun_data / "sr/kernels_12.mat")["kernels"].ravel())
 
 
-@pytest.mark.parametrize("number, width", enumerate([0.7, 1.2, 1.6, 2.0]))
+@pytest.mark.parametrize("number, width", list(enumerate([0.7, 1.2, 1.6, 2.0])))
 def test_isotropic_ones_are_the_published(published, number, width):
     np.testing.assert_allclose(gaussian_kernel(width), published[number], rtol=0, atol=1e-8)
 
@@ -37,7 +37,7 @@ def test_isotropic_ones_are_the_published(published, number, width):
 )
 def test_anisotropic_ones_are_the_published(published, number, variances, angle):
     kernel = gaussian_kernel((math.sqrt(variances[0]), math.sqrt(variances[1])), angle)
-    np.testing.assert_allclose(kernel, published[number], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(kernel, published[number], rtol=0, atol=1e-8)
 
 
 def test_standard_deviations_along_its_axes():
@@ -48,6 +48,16 @@ def test_standard_deviations_along_its_axes():
     across = np.array([axis[1], -axis[0]])
     assert axis @ covariance @ axis == pytest.approx(9, rel=1e-4)
     assert across @ covariance @ across == pytest.approx(2.25, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [gaussian_kernel(0.1), gaussian_kernel((9, 0.5), 77), gaussian_kernel(4, side=1), bicubic_kernel(3)],
+    ids=["narrow", "wider than its side", "one pixel", "bicubic"],
+)
+def test_they_sum_to_1(kernel):
+    assert kernel.dtype == torch.float32
+    assert kernel.double().sum().item() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -69,6 +79,16 @@ def test_a_longer_motion_covers_more_pixels():
         for of in (5, 20)
     )
     assert long > 2 * short
+
+
+@pytest.mark.parametrize("length, farthest", [(1e-6, 1), (4, 5), (1e6, 11)])
+def test_motion_of_any_length_stays_within_its_kernel(length, farthest):
+    """Whatever the length, a pixel is left on every side, over which the last point is spread."""
+    for seed in range(10):
+        kernel = motion_kernel(np.random.default_rng(seed), 25, length)
+        assert kernel.sum().item() == pytest.approx(1, abs=1e-6)
+        reached = ((kernel > 0).nonzero() - 12).abs().max().item()
+        assert 0 < reached <= farthest
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -97,6 +117,7 @@ def test_bicubic_shrinking_is_close_to_the_published_approximations(lorun_data):
 def test_normalised_kernels_sum_to_1():
     kernel = torch.rand(4, 5)
     torch.testing.assert_close(normalised(3 * kernel), kernel / kernel.sum())
+    assert normalised(torch.tensor([[1, 1]])).tolist() == [[0.5, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +129,11 @@ def test_normalised_kernels_sum_to_1():
         (lambda: gaussian_kernel(1, side=4), "side: expected an odd number of at least 1 pixels, got 4"),
         (lambda: motion_kernel(np.random.default_rng(0), 1), "side: expected an odd number of at least 3"),
         (lambda: motion_kernel(np.random.default_rng(0), 9, 0), "length: expected a path of more than 0"),
-        (lambda: bicubic_kernel(0), "scale: expected at least 1, got 0"),
+        (lambda: gaussian_kernel(1.0, float("nan")), "angle: expected degrees, got nan"),
+        (lambda: gaussian_kernel(1, side=4.5), "side: expected an odd number"),
+        (lambda: bicubic_kernel(0), "scale: expected a whole number of at least 1, such as 2, got 0"),
+        (lambda: bicubic_kernel(1.5), "scale: expected a whole number"),
+        (lambda: normalised(torch.full((2, 2), math.inf)), "kernel: expected a sum above 0, got inf"),
         (lambda: normalised(torch.zeros(3, 3)), "kernel: expected a sum above 0, got 0"),
     ],
 )

@@ -31,6 +31,15 @@ def test_gaussian_noise_keeps_dtype_layout_and_gradient():
     assert torch.equal(GaussianNoise(0)(y), y)
 
 
+def test_every_sample_may_have_a_deviation_of_its_own():
+    sigma, y = torch.tensor([0.0, 0.02, 0.3]), torch.zeros(3, 2, 300, 300)
+    torch.testing.assert_close(GaussianNoise(sigma)(y).std((1, 2, 3)), sigma, rtol=0.02, atol=0)
+    with pytest.raises(ValueError, match=r"sigma: expected a number or one per sample, \(2,\), got \(3,\)"):
+        GaussianNoise(sigma)(y[:2])
+    with pytest.raises(ValueError, match="sigma: expected a standard deviation of at least 0"):
+        GaussianNoise(torch.tensor([0.1, -0.1]))
+
+
 @pytest.mark.parametrize("make", [lambda g: GaussianNoise(0.1, g), lambda g: ShotNoise(generator=g)])
 def test_a_generator_makes_it_reproducible(make):
     y = torch.rand(50, 50)

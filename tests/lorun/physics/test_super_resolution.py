@@ -9,6 +9,7 @@ import torch
 from lorun.errors import ArgumentError
 from lorun.physics import SuperResolution
 from lorun.physics.bicubic import enlarge
+from tests.lorun.physics.deepinv_operators import deepinv
 
 SCALES = [1, 2, 3, 4, 5]
 KERNELS = [(3, 3), (4, 4), (2, 5), (1, 1)]
@@ -32,7 +33,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scale, shape", itertools.product(SCALES, KERNELS))
+@pytest.mark.parametrize("scale, shape", list(itertools.product(SCALES, KERNELS)))
 @pytest.mark.parametrize("small", [(5, 6), (6, 5)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_it_is_scipys_convolution_and_the_upper_left_pixels(scale, shape, small, channels):
@@ -56,7 +57,7 @@ def test_the_published_kernels_blur_as_scipy_says(lorun_data):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("scale, shape", itertools.product([1, 2, 3, 4], [(3, 3), (2, 4)]))
+@pytest.mark.parametrize("scale, shape", list(itertools.product(SCALES, [(3, 3), (2, 4)])))
 @pytest.mark.parametrize("small", [(3, 4), (4, 5)])
 def test_the_adjoint_and_both_steps_are_those_of_a_dense_matrix(scale, shape, small):
     size = (small[0] * scale, small[1] * scale)
@@ -76,6 +77,19 @@ def test_the_adjoint_and_both_steps_are_those_of_a_dense_matrix(scale, shape, sm
         system = phi.T @ phi + rates[b] * torch.eye(phi.shape[1], dtype=torch.float64)
         right = phi.T @ y[b].flatten() + rates[b] * x[b].flatten()
         close(hqs[b].flatten(), torch.linalg.solve(system, right))
+
+
+@pytest.mark.parametrize("scale, shape", list(itertools.product([1, 2, 3, 4], [(3, 3), (4, 4), (5, 3)])))
+def test_it_is_deepinvs_circular_downsampling(scale, shape):
+    kernel = random_kernel(*shape)
+    x, y = (torch.randn(2, 3, 5 * of, 6 * of, dtype=torch.float64) for of in (scale, 1))
+    theirs = deepinv().physics.Downsampling(
+        img_size=tuple(x.shape[1:]), filter=kernel[None, None], factor=scale, padding="circular"
+    )
+    ours = SuperResolution(kernel, scale)
+    close(ours.A(x), theirs.A(x))
+    close(ours.A_adjoint(y), theirs.A_adjoint(y))
+    close(ours.hqs_step(x, y, 0.5), theirs.double().prox_l2(x, y, gamma=2.0))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3])
@@ -186,7 +200,9 @@ def test_one_without_a_kernel_is_for_networks_that_are_told_it():
         ({"scale": 0}, "scale: expected a whole number of at least 1, such as 2, got 0"),
         ({"scale": 1.5}, "scale: expected a whole number"),
         ({"scale": True}, "scale: expected a whole number"),
-        ({"channels": 0}, "channels: expected at least 1, got 0"),
+        ({"channels": 0}, "channels: expected a whole number of at least 1, got 0"),
+        ({"channels": 1.5}, "channels: expected a whole number of at least 1, got 1.5"),
+        ({"noise_level": torch.zeros(0)}, "noise_level: expected a standard deviation"),
         ({"noise_level": -0.1}, "noise_level: expected a standard deviation of at least 0"),
         ({"noise_level": float("inf")}, "noise_level: expected a standard deviation"),
         ({"noise_level": torch.zeros(2, 2)}, "noise_level: expected a standard deviation"),
@@ -213,5 +229,32 @@ def test_images_and_kernels_that_do_not_fit():
         ValueError, match=r"y: expected images of 3 channels, \(B, 3, h, w\), got \(1, 1, 8, 8\)"
     ):
         physics.check_measurement(torch.rand(1, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"x: expected .* of the size that y enlarges to by scale 2, got"):
+    with pytest.raises(ValueError, match=r"x: expected .*, what y enlarges to by scale 2, got"):
         physics.hqs_step(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 5), 0.1)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 6, 7), (1, 1, 6, 6), (2, 3, 6, 6), (3, 6, 6)])
+@pytest.mark.parametrize("step", ["pgd_step", "hqs_step"])
+def test_a_step_takes_images_of_the_shape_that_y_enlarges_to(step, shape):
+    physics = SuperResolution(torch.ones(3, 3) / 9, 3)
+    y = torch.rand(1, 3, 2, 2)
+    for measured in (y, physics.prepare(y)):
+        with pytest.raises(
+            ValueError, match=r"x: expected \(1, 3, 6, 6\), what y enlarges to by scale 3, got"
+        ):
+            getattr(physics, step)(torch.rand(shape), measured, 0.3)
+
+
+def test_a_small_mu_of_each_sample_survives_half_precision():
+    physics = SuperResolution(torch.ones(4, 4) / 16, 1, 1)  # its spectrum has zeros
+    w, y, mu = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8), torch.full((2,), 1e-8)
+    assert physics.hqs_step(w.half(), y.half(), mu).isfinite().all()
+
+
+def test_as_many_noise_levels_as_images():
+    physics = SuperResolution(torch.ones(1, 1), 2, noise_level=torch.zeros(2))
+    for call, name in ((physics.A, "x"), (physics.start, "y"), (physics.condition, "y"), (physics, "x")):
+        with pytest.raises(
+            ValueError, match=f"noise_level: expected one, or one for each of 3 images in {name}"
+        ):
+            call(torch.rand(3, 3, 4, 4))

@@ -1,0 +1,93 @@
+"""The data steps of super-resolution, as many as a network has, beside the field's forms of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness.case import OURS, Candidate, Case
+from benchmarks.peers import super_resolution as peers
+from lorun.physics import SuperResolution
+from lorun.physics.blur_kernels import gaussian_kernel
+
+CHANNELS, WIDTH = 3, 1.6
+# With a mu of 0.01, the published form, which divides by it, is wrong in the third digit in float32.
+TOLERANCE = 1e-3
+RATES = {"pgd": 1.0, "hqs": 0.1}
+
+
+class Peer(Protocol):
+    def hqs_step(self, w: Tensor, y: Tensor, mu: Tensor) -> Tensor: ...
+
+    def pgd_step(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor: ...
+
+
+def data_steps(
+    algorithm: str,
+    device: str,
+    size: int,
+    scale: int,
+    batch: int = 1,
+    grad: bool = False,
+    stages: int = 9,
+    side: int = 25,
+) -> Case:
+    """The steps of all stages of a network on RGB images, without its denoisers.
+
+    Args:
+        algorithm: "pgd" or "hqs".
+        size: of the large images, a multiple of the scale.
+        grad: whether the gradients of the first image and of rho or mu are computed as well.
+        side: of the kernel.
+    """
+    physics = SuperResolution(gaussian_kernel(WIDTH, side=side), scale, CHANNELS).to(device)
+    kernel = physics.kernel
+    assert kernel is not None
+    x = torch.rand(batch, CHANNELS, size, size, device=device, requires_grad=grad)
+    y = physics.A(torch.rand(batch, CHANNELS, size, size, device=device))
+    rates = torch.full((stages,), RATES[algorithm], device=device, requires_grad=grad)
+    direction = torch.rand_like(x)
+    case = Case(
+        f"{batch}x{CHANNELS}x{size}x{size}, x{scale}, {stages} stages",
+        images=batch,
+        grad=grad,
+        tolerance=1e-3,
+    )
+
+    def ours() -> Tensor:
+        step, prepared = getattr(physics, f"{algorithm}_step"), physics.prepare(y)
+        return in_stages(lambda z, rate: step(z, prepared, rate), x, rates)
+
+    def candidate(run: Callable[[], Tensor], **options: bool) -> Candidate:
+        if not grad:
+            return Candidate(lambda i: run(), **options)
+        return Candidate(
+            lambda i: torch.autograd.grad((run() * direction).sum(), (x, rates)),
+            forward=lambda i: run(),
+            **options,
+        )
+
+    def of_peer(make: Callable[[], Peer]) -> Candidate:
+        def run() -> Tensor:
+            step = getattr(peer, f"{algorithm}_step")
+            return in_stages(lambda z, rate: step(z, y, rate), x, rates)
+
+        peer = make()
+        return candidate(run)
+
+    case.candidates[OURS] = candidate(ours, ours=True)
+    case.add("published style", lambda: of_peer(lambda: peers.Published(kernel, scale)))
+    if algorithm == "hqs":
+        case.add("published style, terms once", lambda: of_peer(lambda: peers.TermsOnce(kernel, scale)))
+    case.add("deepinv", lambda: of_peer(lambda: peers.Deepinv(kernel, scale, (size, size), CHANNELS)))
+    return case
+
+
+def in_stages(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, rates: Tensor) -> Tensor:
+    """A step for each rate, one after the other."""
+    for rate in rates:
+        x = step(x, rate)
+    return x

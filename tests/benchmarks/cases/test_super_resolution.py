@@ -1,0 +1,46 @@
+"""The cases of super-resolution: that every form of the steps is those steps, with their gradients."""
+
+import pytest
+
+from benchmarks.cases import super_resolution
+from benchmarks.harness.case import OURS
+from benchmarks.peers import super_resolution as peers
+from benchmarks.peers.packages import package
+
+SMALL = {"size": 12, "scale": 3, "batch": 2, "stages": 2, "side": 5}
+
+
+@pytest.mark.parametrize("algorithm", ["pgd", "hqs"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_every_peer_computes_the_steps(algorithm, grad, measured):
+    record = measured(super_resolution.data_steps(algorithm, "cpu", grad=grad, **SMALL))
+    expected = {OURS, "published style", "deepinv"}
+    if algorithm == "hqs":
+        expected.add("published style, terms once")
+    assert {*record["candidates"], *record["missing"]} == expected
+    assert {*record["missing"]} == _not_installed("deepinv")
+    assert all(one["unlike"] is None for one in record["candidates"].values())
+
+
+def _not_installed(name: str) -> set[str]:
+    try:
+        package(name)
+    except ImportError:
+        return {name}
+    return set()
+
+
+def test_a_wrong_peer_is_caught(monkeypatch, measured):
+    monkeypatch.setattr(peers.Published, "_repeated", lambda self, ratio: ratio.repeat(1, 1, 3, 3) * 2)
+    with pytest.raises(AssertionError, match="published style, result 0"):
+        measured(super_resolution.data_steps("hqs", "cpu", **SMALL))
+
+
+def test_without_deepinv_it_is_missing(monkeypatch):
+    def absent(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(peers, "package", absent)
+    case = super_resolution.data_steps("hqs", "cpu", **SMALL)
+    assert case.missing == {"deepinv": "ImportError: No module named 'deepinv'"}
+    assert (case.title, case.images) == ("2x3x12x12, x3, 2 stages", 2)
