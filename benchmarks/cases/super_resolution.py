@@ -8,12 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from benchmarks.harness.case import OURS, Candidate, Case
+from benchmarks.harness.case import OURS, Call, Candidate, Case
 from benchmarks.peers import super_resolution as peers
+from lorun.denoisers import ResUNet
 from lorun.physics import SuperResolution
 from lorun.physics.blur_kernels import gaussian_kernel
 
 CHANNELS, WIDTH = 3, 1.6
+DENOISERS = "denoisers of the stages"
 # With a mu of 0.01, the published form, which divides by it, is wrong in the third digit in float32.
 TOLERANCE = 1e-3
 RATES = {"pgd": 1.0, "hqs": 0.1}
@@ -82,8 +84,26 @@ def data_steps(
     case.add("published style", lambda: of_peer(lambda: peers.Published(kernel, scale)))
     if algorithm == "hqs":
         case.add("published style, terms once", lambda: of_peer(lambda: peers.TermsOnce(kernel, scale)))
+    if not grad:
+        case.candidates[DENOISERS] = Candidate(
+            _denoisers(x, y, physics, stages), ours=True, unlike="what a network runs between its steps"
+        )
     case.add("deepinv", lambda: of_peer(lambda: peers.Deepinv(kernel, scale, (size, size), CHANNELS)))
     return case
+
+
+def _denoisers(x: Tensor, y: Tensor, physics: SuperResolution, stages: int) -> Call:
+    """Shared-K's calls of its denoiser; LoRun-K's take as long, and merge adapters as well."""
+    denoiser = ResUNet(CHANNELS, conditions=len(physics.conditions)).to(x.device).eval()
+    told = physics.condition(y)
+
+    def call(i: int) -> Tensor:
+        z = x
+        for _ in range(stages):
+            z = denoiser(z, 0.1, told)
+        return z
+
+    return call
 
 
 def in_stages(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, rates: Tensor) -> Tensor:
