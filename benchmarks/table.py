@@ -109,6 +109,7 @@ SR = {
     "full": (
         {"size": 256, "scale": 2, "batch": 8},
         {"size": 255, "scale": 3},
+        {"size": 255, "scale": 3, "batch": 8},
         {"size": 256, "scale": 4},
         {"size": 256, "scale": 1},
     ),

@@ -1,7 +1,7 @@
 """The closed-form data steps of super-resolution as published code writes them: whole complex spectra.
 
-A peer is made for a kernel (kh, kw) and a scale; a step takes the image, the measurement and rho or mu, and
-is one stage of a network.
+A peer is made for a kernel (kh, kw), or (B, kh, kw), one for each image, and a scale; a step takes the image,
+the measurement and rho or mu, and is one stage of a network. deepinv's takes one kernel for all images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Published:
     """USRNet's step (Zhang et al. 2020, Eq. 10; Zhao et al. 2016), with every term anew in each stage."""
 
     def __init__(self, kernel: Tensor, scale: int) -> None:
-        self.kernel, self.scale = kernel, scale
+        self.kernel, self.scale = kernel.reshape(-1, 1, *kernel.shape[-2:]), scale
 
     def hqs_step(self, w: Tensor, y: Tensor, mu: Tensor) -> Tensor:
         blur = self._transfer(w)
@@ -33,8 +33,8 @@ class Published:
 
     def _transfer(self, x: Tensor) -> Tensor:
         """The kernel's whole spectrum, its centre moved to the upper-left pixel."""
-        height, width = self.kernel.shape
-        padded = x.new_zeros(1, 1, *x.shape[-2:])
+        height, width = self.kernel.shape[-2:]
+        padded = x.new_zeros(len(self.kernel), 1, *x.shape[-2:])
         padded[..., :height, :width] = self.kernel
         return torch.fft.fft2(padded.roll((-(height // 2), -(width // 2)), (-2, -1)))
 

@@ -25,6 +25,25 @@ def test_every_peer_computes_the_steps(algorithm, grad, measured):
     assert unlike == (set() if grad else {super_resolution.DENOISERS})
 
 
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_gradients_of_large_images_can_be_checked_in_float32(scale, measured, monkeypatch):
+    """A gradient of mu sums over all pixels: terms that cancel would leave nothing to compare."""
+    monkeypatch.setattr(super_resolution, "TOLERANCE", 2e-4)
+    measured(super_resolution.data_steps("hqs", "cpu", size=128, scale=scale, grad=True))
+
+
+def test_a_run_computes_once_what_its_stages_share(monkeypatch):
+    transfers = []
+    right = peers.Published._transfer
+    monkeypatch.setattr(peers.Published, "_transfer", lambda self, x: transfers.append(1) or right(self, x))
+    case = super_resolution.data_steps("hqs", "cpu", **SMALL)
+    for name, expected in (("published style", SMALL["stages"]), ("published style, terms once", 1)):
+        for _ in range(2):
+            transfers.clear()
+            case.candidates[name].call(0)
+            assert len(transfers) == expected
+
+
 def _not_installed(name: str) -> set[str]:
     try:
         package(name)

@@ -9,9 +9,12 @@ from lorun.physics import SuperResolution
 
 @pytest.mark.parametrize("form", [peers.Published, peers.TermsOnce])
 @pytest.mark.parametrize("algorithm", ["pgd", "hqs"])
-@pytest.mark.parametrize("scale, size", [(1, (9, 8)), (2, (10, 14)), (3, (9, 15)), (4, (8, 12))])
-def test_it_is_our_step_and_has_its_gradients(form, algorithm, scale, size):
-    kernel = torch.rand(5, 4, dtype=torch.float64) / 20
+@pytest.mark.parametrize("kernels", [(), (2,)], ids=["one kernel", "one for each image"])
+@pytest.mark.parametrize(
+    "scale, size", [(1, (9, 8)), (1, (9, 7)), (2, (10, 14)), (3, (9, 15)), (3, (12, 9)), (4, (12, 20))]
+)
+def test_it_is_our_step_and_has_its_gradients(form, algorithm, kernels, scale, size):
+    kernel = torch.rand(*kernels, 5, 4, dtype=torch.float64) / 20
     physics, peer = SuperResolution(kernel, scale, 2), form(kernel, scale)
     x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
     y = torch.randn(2, 2, size[0] // scale, size[1] // scale, dtype=torch.float64)
