@@ -24,7 +24,7 @@ SHARED_AFTER_ALL_STEPS = Path(__file__).parents[1] / "data" / "cs25-unet-shared9
 CASSI_SHARED_AFTER_ALL_STEPS = SHARED_AFTER_ALL_STEPS.with_name("cassi-unet-shared9-1200-steps.safetensors")
 
 
-@pytest.mark.parametrize("task, most", [("cs25", 4_000_000), ("cassi", 8_000_000)])
+@pytest.mark.parametrize("task, most", [("cs25", 4_000_000), ("cassi", 8_000_000), ("sr", 4_000_000)])
 def test_they_weigh_little(task, most):
     assert 0 < sum(path.stat().st_size for path in MODELS.glob(f"{task}-*.safetensors")) < most
 
@@ -35,6 +35,8 @@ def test_the_names_are_listed_and_created():
         "cassi-unet-shared9",
         "cs25-unet-lorun9",
         "cs25-unet-shared9",
+        "sr-resunet-lorun9",
+        "sr-resunet-shared9",
     ]
     net = lorun.create_model("cs25-unet-lorun9")
     assert (net.variant, net.stages, net.training) == ("lorun", 9, False)
