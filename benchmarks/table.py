@@ -104,7 +104,7 @@ CS = {
     "full": ({"size": 256, "batch": 8},),
     "tiny": {"size": 8, "batch": 2, "block": 4},
 }
-# 255 is the multiple of 3 next to 256, and 17 is its largest factor.
+# 255 is the multiple of 3 next to 256, and 17 is its largest factor; 257 is prime.
 SR = {
     "full": (
         {"size": 256, "scale": 2, "batch": 8},
@@ -112,6 +112,7 @@ SR = {
         {"size": 255, "scale": 3, "batch": 8},
         {"size": 256, "scale": 4},
         {"size": 256, "scale": 1},
+        {"size": 257, "scale": 1},
     ),
     "cuda": tuple({"size": 256, "scale": 2, "batch": batch} for batch in (1, 8)),
     "tiny": {"size": 12, "scale": 3, "batch": 2, "stages": 2, "side": 5},

@@ -29,10 +29,12 @@ PAGES = {
 }
 # The shapes that comments in the examples promise, for the inputs below.
 RESULTS = {
-    "README.md": {"restored": (40, 36), "cube": (1, 28, 12, 16), "y": (1, 12, 16 + 54), "x": (1, 28, 12, 16)},
+    "README.md": {"restored": (40, 36), "cube": (1, 28, 12, 16), "y": (1, 12, 16 + 54), "x": (1, 28, 12, 16)}
+    | {"large": (32, 36, 3)},
     "docs/adapters.md": {"base_result": (1, 8, 6, 6)},
     "docs/cassi.md": {"cube": (1, 28, 12, 16)},
     "docs/compressive_sensing.md": {"restored": (1, 1, 40, 36)},
+    "docs/super_resolution.md": {"large": (32, 36, 3), "y": (1, 3, 16, 18), "x": (1, 3, 32, 36)},
     "docs/kernels.md": {"y": (1, 12, 16 + 54), "x": (1, 28, 12, 16), "gram": (12, 16 + 54)},
 }
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "lorun", "lorun_kernels", "tests")
@@ -66,6 +68,10 @@ def inputs(page: str) -> dict:
         named |= adapters_page()
     if page == "docs/compressive_sensing.md":
         named |= {"denoiser": UNet(1, 4), "x": torch.rand(1, 1, 40, 36), "H": 40, "W": 36}
+    if page in ("README.md", "docs/super_resolution.md"):
+        named |= {"photo": torch.rand(16, 18, 3).numpy(), "kernel": torch.ones(3, 3).numpy()}
+    if page == "docs/super_resolution.md":
+        named |= {"x": torch.rand(1, 3, 32, 36)}
     return named
 
 
