@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import lorun
+from lorun.checkpoint import read_config
+from lorun.zoo import shipped_path
 from lorun_kernels import FusedLoRAConv2d
 
 SIZE = 256
@@ -115,8 +117,9 @@ def called_layers(denoiser: nn.Module, channels: int, size: int = SIZE) -> list[
 
 
 def adapted_networks() -> list[str]:
-    """The shipped models that have adapters."""
-    return [name for name in lorun.list_models() if "lorun" in name]
+    """The shipped models that have adapters on a U-Net, for whose layers the kernels are tuned."""
+    configs = {name: read_config(shipped_path(name)) for name in lorun.list_models()}
+    return [name for name, of in configs.items() if of.variant == "lorun" and of.denoiser == "unet"]
 
 
 @cache

@@ -22,6 +22,9 @@ HELP = {
     "eval": ["--help"],
     "eval cassi": ["--task", "cassi", "--help"],
     "train": ["--help"],
+    "restore sr": ["--task", "sr", "--help"],
+    "eval sr": ["--task", "sr", "--help"],
+    "train sr": ["--recipe", "sr-resunet", "--help"],
     "train cassi": ["--recipe", "cassi-unet", "--help"],
     "info": ["--help"],
     "demo": ["--help"],
@@ -40,7 +43,10 @@ def model_outputs() -> dict[str, np.ndarray]:
     for name in lorun.list_models():
         net = lorun.create_model(name)
         with torch.no_grad():
-            if isinstance(net.physics, lorun.physics.CASSI):
+            if isinstance(net.physics, lorun.physics.SuperResolution):
+                blur = lorun.physics.SuperResolution(image(5, 4) / image(5, 4).sum(), 3, noise_level=0.01)
+                restored = net(blur.A(image(1, 3, 33, 24)), physics=blur)
+            elif isinstance(net.physics, lorun.physics.CASSI):
                 camera = lorun.physics.CASSI((image(16, 21) > 0.5).float())
                 restored = net(camera.A(image(1, 28, 16, 21)), physics=camera)
             else:

@@ -1,5 +1,6 @@
 """Blur kernels by name or from a file, as the command line takes them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,8 @@ from torch import Tensor
 
 from lorun.data import read_grey
 from lorun.data.array_files import SUFFIXES, read_arrays
-from lorun.data.locate import find_data
 from lorun.data.photos import SUFFIXES as IMAGE_SUFFIXES
-from lorun.errors import ArgumentError
+from lorun.errors import ArgumentError, MissingDataError
 from lorun.physics.blur_kernels import bicubic_kernel, gaussian_kernel, motion_kernel
 from lorun.tasks.sr.named_kernel import NamedKernel, named_kernel
 
@@ -50,7 +50,7 @@ def find_kernels(spec: str, scale: int) -> list[NamedKernel]:
     name, _, numbers = spec.partition(":")
     try:
         if spec == PUBLISHED:
-            return read_kernels(find_data((PUBLISHED_FILE,), "kernels")[0])
+            return read_kernels(_published_file())
         if spec in ("bicubic", "none"):
             return [NamedKernel(spec, bicubic_kernel(scale) if spec == "bicubic" else torch.ones(1, 1))]
         if name in GENERATED:
@@ -66,7 +66,7 @@ def find_kernels(spec: str, scale: int) -> list[NamedKernel]:
     if not 1 <= number <= len(found):
         raise ArgumentError(
             "kernel",
-            f"kernel: {path} holds {len(found)} kernels, counted from 1; there is no number {number}",
+            f"kernel: {path} holds {len(found)}, counted from 1; there is no number {number}",
         )
     return [found[number - 1]]
 
@@ -95,9 +95,20 @@ def read_kernels(path: str | Path) -> list[NamedKernel]:
     return [named_kernel(name, array, str(path)) for name, array in zip(names, found, strict=True)]
 
 
+def _published_file() -> Path:
+    path = Path(os.environ.get("LORUN_DATA", ".")) / PUBLISHED_FILE
+    if not path.is_file():
+        raise MissingDataError(
+            "kernels",
+            f"{path}: no such file; set LORUN_DATA to the folder that holds the published kernels, or name a "
+            "file of kernels",
+        )
+    return path
+
+
 def _stack(array: np.ndarray) -> list[np.ndarray]:
     """The kernels in one array: itself, or those of a stack; none in a list or a number."""
-    if array.dtype.kind not in "iuf" or array.size == 0:
+    if array.dtype.kind not in "biuf" or array.size == 0:
         return []
     if array.ndim == 3:
         first, middle, last = array.shape
