@@ -15,7 +15,7 @@ def test_a_config_has_the_settings_of_its_task():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"task": "mri"}, "task: expected one of cs, cassi, got 'mri'"),
+        ({"task": "mri"}, "task: expected one of cs, cassi, sr, got 'mri'"),
         ({"task": "cs", "bands": 31}, "bands: no setting of task cs; expected one of task, .*ratio"),
         ({"task": "cassi", "ratio": 0.25}, "ratio: no setting of task cassi"),
         ({"denoiser": "mlp"}, 'denoiser: expected "unet" or "transformer", got \'mlp\''),
