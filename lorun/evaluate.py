@@ -71,22 +71,27 @@ def evaluate_files(
     names = list(dict.fromkeys(models)) or [task.default_model(options, shipped_for(task.name))]
     methods, _ = load_methods(names, task, tile, device)
     scenes = task.scenes(source, options, methods[names[0]].physics)
-    scores, images = evaluate(task, scenes, methods, options.protocol)
-    task.save_table_images(images, scenes, options)
+    keep = task.keeps_table_images(options)
+    scores, images = evaluate(task, scenes, methods, options.protocol, keep)
+    if keep:
+        task.save_table_images(images, scenes, options)
     return scores
 
 
 def evaluate(
-    task: Task, scenes: Sequence[Scene], methods: Mapping[str, Method], protocol: str
+    task: Task, scenes: Sequence[Scene], methods: Mapping[str, Method], protocol: str, keep: bool = False
 ) -> tuple[list[Score], list[np.ndarray]]:
-    """Scores of every scene and method, each behind that of its start, and the images of the first method."""
+    """Scores of every scene and method, each behind that of its start.
+
+    And, if asked to `keep` them, the images of the first method.
+    """
     scores, images = [], []
     with tqdm(total=len(scenes) * len(methods), unit="image", dynamic_ncols=True) as bar:
         for scene in scenes:
             for number, (name, method) in enumerate(methods.items()):
                 done = restore_and_score(task, scene, name, method, protocol)
                 scores += [done.score] if done.start_score is None else [done.start_score, done.score]
-                if number == 0:
+                if keep and number == 0:
                     images.append(done.image)
                 bar.set_postfix_str(f"{scene.name} {done.score.psnr:.2f} dB")
                 bar.update()
@@ -146,10 +151,9 @@ def cells_to_markdown(scores: list[Score]) -> str:
                 _mean_psnr([score for score in own if score.cell == (row, column)]) for column in columns
             ]
             lines.append(f"| {row} | {method} | {' | '.join([*means, _mean_psnr(own)])} |")
-    images = len(dict.fromkeys(score.image for score in scores))
-    return (
-        "\n".join(lines) + f"\n\nPSNR in dB by protocol {scores[0].protocol}, means over {images} images.\n"
-    )
+    count = len(dict.fromkeys(score.image for score in scores))
+    images = f"{count} image{'s' if count > 1 else ''}"
+    return "\n".join(lines) + f"\n\nPSNR in dB by protocol {scores[0].protocol}, means over {images}.\n"
 
 
 def _mean_psnr(scores: list[Score]) -> str:

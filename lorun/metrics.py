@@ -103,6 +103,12 @@ def ssim(x: np.ndarray, ref: np.ndarray, protocol: str, scale: int | None = None
     )
 
 
+def least_side(protocol: str, scale: int | None = None) -> int:
+    """The smallest height and width in pixels for which `psnr` and `ssim` are defined."""
+    rule = _of(_SSIM, protocol)
+    return rule.window["win_size"] + 2 * (rule.border(scale) if rule.border and scale else 0)
+
+
 def sam(x: np.ndarray, ref: np.ndarray) -> float:
     """Spectral angle mapper: the mean over pixels of the angle between the spectra of x and ref, in degrees.
 

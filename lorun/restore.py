@@ -61,15 +61,16 @@ def restore_file(
         name: method.restore(measured[name], scene.physics, scene.size) for name, method in methods.items()
     }
     image = restored[first]
-    task.save(out, image, scene, measured[first], options)
     bands = f"{len(image)} bands of " if len(image) > COLOURS else ""
     done = f"{out}: {bands}{image.shape[1]}x{image.shape[2]} pixels restored by {first}"
     if first in settings:
         done += f" ({settings[first].label} {task.describe(settings[first])})"
     if scene.truth is not None:
         protocol = task.protocols[0]
-        done += f", PSNR {task.quality(image, scene, protocol).psnr:.2f} dB ({protocol})"
+        done += f", PSNR {task.psnr(image, scene, protocol):.2f} dB ({protocol})"
     done += "".join(f"; {note}" for note in scene.notes)
+    # After what may refuse the image, because nothing is written then.
+    task.save(out, image, scene, measured[first], options)
     if figures:
         start = task.start(scene, measured[first], scene.physics or methods[first].physics)
         task.draw(out, scene, measured[first], restored, start)

@@ -25,12 +25,12 @@ MAX_HEADER = 2**24
 _readers: "weakref.WeakSet[ArrayReader]" = weakref.WeakSet()
 
 
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path, cells: bool = False) -> dict[str, np.ndarray]:
     """Every array of numbers in a file, by name, in native byte order and with its own shape and dtype.
 
     - `.mat`: MATLAB 5 to 7 and 7.3, axes as in MATLAB, in the dtype of the MATLAB class (a logical is bool).
-      A cell array of nothing but arrays, except in 7.3, gives each as "name{1}", "name{2}". Structs, other
-      cells, text and sparse matrices are left out. HDF5 without MATLAB's header is refused.
+      Structs, cells, text and sparse matrices are left out. With `cells`, a cell array of nothing but
+      arrays, except in 7.3, gives each as it is stored, as "name{1}", "name{2}".
     - `.h5`, `.hdf5`: all data sets, nested ones as "group/name", axes as stored. Links are not followed.
     - `.npz`: by key; `.npy`: one array under the key "array". Nothing pickled is read.
 
@@ -44,7 +44,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         OSError: no such file, or no permission to read it.
         ImportError: h5py or scipy is not installed.
     """
-    return _shared.read(path)
+    return _shared.read(path, cells)
 
 
 class ArrayReader:
@@ -69,7 +69,7 @@ class ArrayReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, path: str | Path) -> dict[str, np.ndarray]:
+    def read(self, path: str | Path, cells: bool = False) -> dict[str, np.ndarray]:
         """As :func:`read_arrays`."""
         path = Path(path)
         suffix = path.suffix.lower()
@@ -79,7 +79,8 @@ class ArrayReader:
             raise FileNotFoundError(f"{path}: no such file")
         path.open("rb").close()  # raises, naming the path, if it may not be read
         seconds = self.seconds + path.stat().st_size / BYTES_PER_SECOND
-        request = {"path": os.path.abspath(path), "suffix": suffix, "seconds": math.ceil(seconds) + 1}
+        request = {"path": os.path.abspath(path), "suffix": suffix, "cells": cells}
+        request["seconds"] = math.ceil(seconds) + 1
         with self._lock:
             head, arrays = self._exchange(path, request, seconds)
         if "missing" in head:

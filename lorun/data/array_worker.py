@@ -101,8 +101,7 @@ def read_mat5(path):
     from scipy.io import matlab
 
     check_mat5_elements(path)
-    listed = matlab.whosmat(path)
-    found = {name: (shape, kind) for name, shape, kind in listed if kind in MATLAB_DTYPES}
+    found = {name: (shape, kind) for name, shape, kind in matlab.whosmat(path) if kind in MATLAB_DTYPES}
     check_total(sum(math.prod(s) * np.dtype(MATLAB_DTYPES[kind]).itemsize for s, kind in found.values()))
     # Not mat_dtype=True, which drops imaginary parts.
     variables = matlab.loadmat(path, variable_names=list(found)) if found else {}
@@ -115,18 +114,29 @@ def read_mat5(path):
             if array.shape != tuple(shape):
                 raise ValueError(f"{name} declares {tuple(shape)} and holds {array.shape}")
             arrays[name] = array if array.dtype.kind == "c" else array.astype(MATLAB_DTYPES[kind], copy=False)
-    cells = [name for name, _, kind in listed if kind == "cell"]
-    for name, cell in matlab.loadmat(path, variable_names=cells).items() if cells else ():
-        if name in cells:
-            arrays |= arrays_of_cell(name, cell)
+    return arrays
+
+
+def read_mat5_with_cells(path):
+    """As `read_mat5`, and the arrays in cells that hold nothing else, as MATLAB counts them: name{1}."""
+    from scipy.io import matlab
+
+    arrays = read_mat5(path)
+    cells = [name for name, _, kind in matlab.whosmat(path) if kind == "cell"]
+    variables = matlab.loadmat(path, variable_names=cells) if cells else {}
+    for name in cells:
+        arrays |= arrays_of_cell(name, variables[name])
     return arrays
 
 
 def arrays_of_cell(name, cell):
-    """The arrays in a cell array, as MATLAB counts them, name{1}, name{2}; none if it holds anything else."""
+    """The arrays in a cell array; none if it holds anything else."""
+    import numpy as np
+
     parts = list(cell.ravel(order="F"))
-    if not all(hasattr(part, "dtype") and is_numeric(part.dtype) for part in parts):
+    if not all(isinstance(part, np.ndarray) and is_numeric(part.dtype) for part in parts):
         return {}
+    check_total(sum(part.nbytes for part in parts))
     return {f"{name}{{{number}}}": part for number, part in enumerate(parts, 1)}
 
 
@@ -232,7 +242,7 @@ def check_total(count):
         )
 
 
-def reader_for(path, suffix):
+def reader_for(path, suffix, cells=False):
     """The function that reads this file; imports what that needs, before memory is limited."""
     if suffix in (".npy", ".npz"):
         importlib.import_module("numpy.lib.format")
@@ -244,7 +254,7 @@ def reader_for(path, suffix):
         head = file.read(MAT5_HEADER)
     if head[124:128] in (b"\x00\x01IM", b"\x01\x00MI"):
         importlib.import_module("scipy.io.matlab")
-        return read_mat5
+        return read_mat5_with_cells if cells else read_mat5
     if head[124:128] in (b"\x00\x02IM", b"\x02\x00MI"):
         importlib.import_module("h5py")
         return read_mat73
@@ -279,10 +289,10 @@ def address_space():
         return None
 
 
-def answer(path, suffix):
+def answer(path, suffix, cells=False):
     """The text of the answer and the flat arrays to send after it."""
     try:
-        read = reader_for(path, suffix)
+        read = reader_for(path, suffix, cells)
         with limited_memory(os.path.getsize(path)):
             packed = [pack(name, array) for name, array in read(path).items()]
             check_total(sum(flat.nbytes for _, flat in packed))
@@ -327,7 +337,7 @@ def main():
     for line in sys.stdin.buffer:
         request = json.loads(line)
         alarm(request["seconds"])
-        send(stream, *answer(request["path"], request["suffix"]))
+        send(stream, *answer(request["path"], request["suffix"], request["cells"]))
         alarm(0)
 
 

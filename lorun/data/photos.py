@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+# Modes of Pillow with an alpha channel; LAB has an A, but no alpha.
+TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
 # Full-range luma of ITU-R BT.601, the convention of compressive sensing (not the 16-235 of YCbCr).
 LUMA = np.array([0.299, 0.587, 0.114])
 # Batches from this index on serve principal_phi, so training never sees them.
@@ -44,7 +46,9 @@ def read_grey(path: str | Path) -> np.ndarray:
 
 
 def read_colour(path: str | Path) -> np.ndarray:
-    """An image file in its own colours, (1 or 3, H, W) float32 in [0, 1]; a grey one has one channel.
+    """An image file in its own colours, (1 or 3, H, W) float32 in [0, 1], turned as its EXIF says.
+
+    A grey one has one channel.
 
     Raises:
         FileNotFoundError: no such file.
@@ -68,12 +72,12 @@ def _read(path: str | Path, convert: Callable[[Image.Image], np.ndarray]) -> np.
 
 
 def _in_colour(image: Image.Image) -> np.ndarray:
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.mode in TRANSPARENT or "transparency" in image.info:
         raise ValueError(
             f"image: has transparency ({'+'.join(image.getbands())}), which no measurement has; put it on a "
             "background first, and save it without an alpha channel"
         )
-    array = _in_unit_range(_as_array(image)).astype(np.float32)
+    array = _in_unit_range(_as_array(ImageOps.exif_transpose(image))).astype(np.float32)
     return np.ascontiguousarray(np.atleast_3d(array).transpose(2, 0, 1))
 
 

@@ -1,6 +1,7 @@
 """Super-resolution: an image that was blurred by a known kernel and kept only at every s-th pixel."""
 
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from lorun.physics.decimated_spectra import back_project, data_step, fold, measu
 from lorun.physics.noise import GaussianNoise
 from lorun.physics.physics import Physics, Size, per_sample
 
-# Conditions are noise levels in units of this one, about the strongest that photographs have.
+# Networks are told the noise level divided by this, roughly the strongest noise in photographs.
 NOISE_UNIT = 0.1
 
 
@@ -77,16 +78,17 @@ class SuperResolution(Physics):
                 "noise_level: expected a standard deviation of at least 0, or one for each image, got "
                 f"{noise_level}"
             )
-        super().__init__(GaussianNoise(noise_level, generator) if bool(level.any()) else None)
+        super().__init__(GaussianNoise(level, generator) if bool(level.any()) else None)
         check_scale(scale)
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f"channels: expected a whole number of at least 1, got {channels}")
         if kernel is not None:
+            kernel = torch.as_tensor(kernel)
             _check_kernel(kernel)
             kernel = kernel if kernel.is_floating_point() else kernel.float()
             # One that requires gradients is being estimated.
             kernel = kernel if kernel.requires_grad else kernel.detach().clone()
-        self.scale, self.channels = scale, channels
+        self.scale, self.channels = int(scale), channels
         self.register_buffer("kernel", kernel, persistent=False)
         self.register_buffer("noise_level", level, persistent=False)
 
@@ -142,8 +144,8 @@ class SuperResolution(Physics):
     def hqs_step(self, w: Tensor, y: Tensor | PreparedMeasurement, mu: float | Tensor) -> Tensor:
         """(Phi^T Phi + mu I)^-1 (Phi^T y + mu w), Eq. 9: see `Physics.hqs_step`.
 
-        By Woodbury's identity it is w + Phi^T (Phi Phi^T + mu I)^-1 (y - Phi w), which divides by no mu
-        alone.
+        By Woodbury's identity it is w + Phi^T (Phi Phi^T + mu I)^-1 (y - Phi w), which stays accurate for a
+        small mu.
         """
         prepared = self._prepared(w, y)
         weight = (prepared.gram + per_sample("mu", mu, _for_fft(w))).reciprocal()
@@ -240,19 +242,19 @@ def _for_fft(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def check_scale(scale: int) -> None:
+def check_scale(scale: Any) -> None:
     """Raise ValueError if an image cannot be made smaller by this factor."""
-    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+    if isinstance(scale, bool) or not isinstance(scale, Integral) or scale < 1:
         raise ValueError(f"scale: expected a whole number of at least 1, such as 2, got {scale!r}")
 
 
-def check_kernel_fits(kernel: Tensor, size: Size) -> None:
+def check_kernel_fits(kernel: Tensor, size: Size, name: str = "the image") -> None:
     """Raise ArgumentError if a kernel is larger than the image, (H, W) = `size`, that it blurs."""
     height, width = kernel.shape[-2:]
     if height > size[0] or width > size[1]:
         raise ArgumentError(
             "kernel",
-            f"kernel: expected one within the image of {size[0]}x{size[1]} pixels, got {height}x{width}; "
+            f"kernel: expected one within {name} of {size[0]}x{size[1]} pixels, got {height}x{width}; "
             "crop the kernel, or take a larger image",
         )
 

@@ -220,7 +220,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def measurement(self, scene: Scene, physics: Any) -> Tensor:
+    def measurement(self, scene: Any, physics: Any) -> Tensor:
         """The scene's measurement as a network takes it, (1, ...): checked, or simulated if there is none."""
 
     @abstractmethod
@@ -261,13 +261,21 @@ class Task(ABC):
         return None
 
     @abstractmethod
+    def psnr(self, image: np.ndarray, scene: Any, protocol: str) -> float:
+        """Compare an image (C, H, W) with the truth of its scene; defined also for sizes that SSIM is not."""
+
+    @abstractmethod
     def quality(self, image: np.ndarray, scene: Any, protocol: str) -> Quality:
-        """Compare an image (C, H, W) with the truth of its scene."""
+        """Compare them by all measures that the task has."""
+
+    def keeps_table_images(self, options: Any) -> bool:
+        """Whether the options ask for the images of the table's first method."""
+        return False
 
     def save_table_images(  # noqa: B027, optional
         self, images: Sequence[np.ndarray], scenes: Sequence[Scene], options: Any
     ) -> None:
-        """Write the images of the table's first method, if the options ask for them."""
+        """Write the images of the table's first method, which `keeps_table_images` has asked for."""
 
     # From a folder to a model: lorun train.
 

@@ -90,7 +90,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         return _read(kind, _table(name, value))
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        if not isinstance(value, list) or not all(isinstance(entry, item) for entry in value):
+        fitting = (int, float) if item is float else item
+        if not isinstance(value, list) or not all(isinstance(entry, fitting) for entry in value):
             raise ValueError(f"{name}: expected a list of {item.__name__}, got {value!r}")
         return tuple(value)
     allowed = (int, float) if kind is float else kind

@@ -60,6 +60,7 @@ def test_scores_with_cells_are_shown_as_their_means():
         "",
         "PSNR in dB by protocol sr-rgb, means over 2 images.",
     ]
+    assert to_markdown(scores[2:3]).endswith("means over 1 image.\n")
     assert "x3,k2" in to_csv(scores)
 
 

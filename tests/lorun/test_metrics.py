@@ -281,3 +281,17 @@ def test_a_grey_photograph_counts_as_one_of_three_equal_channels(protocol):
 def test_photographs_and_scales_that_do_not_fit(shape, protocol, scale, words):
     with pytest.raises(ValueError, match=words):
         metrics.psnr(np.zeros(shape), np.zeros(shape), protocol, scale)
+
+
+@pytest.mark.parametrize(
+    "protocol, scale", [("sr-rgb", 2), ("sr-rgb", 3), ("sr-y", 4), ("cs", None), ("cassi-matlab", None)]
+)
+def test_the_least_side_is_the_least_that_is_compared(protocol, scale):
+    side = metrics.least_side(protocol, scale)
+    for of, fits in ((side, True), (side - 1, False)):
+        image = np.zeros((of, of)) if protocol == "cs" else np.zeros((3, of, of))
+        if fits:
+            metrics.ssim(image, image, protocol, scale)
+        else:
+            with pytest.raises(ValueError, match="window|border"):
+                metrics.ssim(image, image, protocol, scale)

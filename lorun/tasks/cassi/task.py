@@ -129,10 +129,17 @@ class SnapshotSpectralImaging(Task):
 
         return table_scenes(source, options, physics.bands, uniform_step(physics))
 
+    def psnr(self, image: np.ndarray, scene: Scene, protocol: str) -> float:
+        assert scene.truth is not None
+        return metrics.psnr(image, scene.truth, protocol)
+
     def quality(self, image: np.ndarray, scene: Scene, protocol: str) -> Quality:
         assert scene.truth is not None
-        psnr, ssim = (measure(image, scene.truth, protocol) for measure in (metrics.psnr, metrics.ssim))
-        return Quality(psnr, ssim, mean_angle(image, scene.truth))
+        ssim = metrics.ssim(image, scene.truth, protocol)
+        return Quality(self.psnr(image, scene, protocol), ssim, mean_angle(image, scene.truth))
+
+    def keeps_table_images(self, options: "CASSIEval") -> bool:
+        return options.result is not None
 
     def save_table_images(
         self, images: Sequence[np.ndarray], scenes: Sequence[Scene], options: "CASSIEval"

@@ -115,12 +115,10 @@ class CompressiveSensing(Task):
         truth = None if scene.truth is None else scene.truth[0]
 
         def title(name: str, image: np.ndarray) -> str:
-            return (
-                name if truth is None else f"{name}, {metrics.psnr(image, truth, self.protocols[0]):.2f} dB"
-            )
+            return name if truth is None else f"{name}, {self.psnr(image, scene, self.protocols[0]):.2f} dB"
 
-        shown = {title(name, image[0]): image[0] for name, image in restored.items()}
-        titles = title(self.start_label, start[0]), f"truth: {scene.name}"
+        shown = {title(name, image): image[0] for name, image in restored.items()}
+        titles = title(self.start_label, start), f"truth: {scene.name}"
         save_comparison(self.pictures(out)[0], start[0], shown, truth, titles)
 
     def eval_options(self) -> "CSEval":
@@ -139,10 +137,13 @@ class CompressiveSensing(Task):
     def start(self, scene: Scene, y: Tensor, physics: BlockCS) -> np.ndarray:
         return physics.A_adjoint(y, scene.size)[0].clamp(0, 1).float().numpy(force=True)
 
+    def psnr(self, image: np.ndarray, scene: Scene, protocol: str) -> float:
+        assert scene.truth is not None
+        return metrics.psnr(image[0], scene.truth[0], protocol)
+
     def quality(self, image: np.ndarray, scene: Scene, protocol: str) -> Quality:
         assert scene.truth is not None
-        truth = scene.truth
-        return Quality(*(measure(image[0], truth[0], protocol) for measure in (metrics.psnr, metrics.ssim)))
+        return Quality(self.psnr(image, scene, protocol), metrics.ssim(image[0], scene.truth[0], protocol))
 
     def samples(
         self, network: CSNetwork, data: tuple[str, ...], settings: CSTraining, seed: int

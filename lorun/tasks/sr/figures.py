@@ -71,7 +71,8 @@ def save_kernels(path: str | Path, kernels: Mapping[str, np.ndarray]) -> None:
 
 
 def _show(axis: Axes, image: np.ndarray) -> None:
-    axis.imshow(np.clip(image.transpose(1, 2, 0), 0, 1).squeeze(), vmin=0, vmax=1, cmap="gray")
+    shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    axis.imshow(np.clip(shown, 0, 1), vmin=0, vmax=1, cmap="gray")
 
 
 def _add_kernel(axis: Axes, kernel: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,35 +39,37 @@ def find_kernel(spec: str, scale: int) -> NamedKernel:
     """
     found = find_kernels(spec, scale)
     if len(found) > 1:
-        file = PUBLISHED_FILE if spec == PUBLISHED else spec
         raise ArgumentError(
-            "kernel", f"kernel: {file} holds {len(found)} kernels; say which, such as {file}:1 for the first"
+            "kernel", f"kernel: {spec} holds {len(found)} kernels; say which, such as {spec}:1 for the first"
         )
     return found[0]
 
 
 def find_kernels(spec: str, scale: int) -> list[NamedKernel]:
-    """As `find_kernel`, all of a file that holds several; "12" are the published ones, under $LORUN_DATA."""
+    """As `find_kernel`, all of a file that holds several; "12" are the published ones, under $LORUN_DATA.
+
+    Names tell different kernels apart: those of a file are its path and a number, the published ones numbers.
+    """
     name, _, numbers = spec.partition(":")
     try:
-        if spec == PUBLISHED:
-            return read_kernels(_published_file())
         if spec in ("bicubic", "none"):
             return [NamedKernel(spec, bicubic_kernel(scale) if spec == "bicubic" else torch.ones(1, 1))]
         if name in GENERATED:
             return [NamedKernel(spec, GENERATED[name](numbers))]
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError) as error:
         raise ArgumentError("kernel", f"kernel: {spec!r} is no kernel ({error}); expected {FORMS}") from error
-    path, number = numbered(spec)
-    if path.suffix.lower() not in (*SUFFIXES, *IMAGE_SUFFIXES):
+    file, number = numbered(spec)
+    if file == PUBLISHED:
+        found = [replace(one, name=str(n)) for n, one in enumerate(read_kernels(_published_file()), 1)]
+    elif Path(file).suffix.lower() in (*SUFFIXES, *IMAGE_SUFFIXES):
+        found = read_kernels(file)
+    else:
         raise ArgumentError("kernel", f"kernel: expected {FORMS}; got {spec!r}")
-    found = read_kernels(path)
     if number is None:
         return found
     if not 1 <= number <= len(found):
         raise ArgumentError(
-            "kernel",
-            f"kernel: {path} holds {len(found)}, counted from 1; there is no number {number}",
+            "kernel", f"kernel: {file} holds {len(found)}, counted from 1; there is no number {number}"
         )
     return [found[number - 1]]
 
@@ -75,8 +78,8 @@ def read_kernels(path: str | Path) -> list[NamedKernel]:
     """The kernels in a .mat, .npy, .npz, .h5 or image file, each divided by its sum.
 
     Arrays of two dimensions are kernels, in the order of the file, as are the elements of a MATLAB cell
-    array; one of three dimensions is a stack of square ones, (N, k, k) or (k, k, N). In an image, brightness
-    is what a kernel weighs.
+    array; one of three dimensions is a stack of square ones, (N, k, k) or (k, k, N). A list or a number is no
+    kernel. In an image, brightness is what a kernel weighs.
 
     Raises:
         ValueError: a file without a kernel, or with one that holds NaN or Inf or does not add up to more than
@@ -84,14 +87,20 @@ def read_kernels(path: str | Path) -> list[NamedKernel]:
         OSError: no such file.
     """
     path = Path(path)
-    arrays = {path.stem: read_grey(path)} if path.suffix.lower() in IMAGE_SUFFIXES else read_arrays(path)
+    arrays = (
+        {path.stem: read_grey(path)}
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        else read_arrays(path, cells=True)
+    )
     found = [one for array in arrays.values() for one in _stack(array)]
     if not found:
         listed = (
             ", ".join(f"`{name}` {array.shape}" for name, array in arrays.items()) or "no array of numbers"
         )
-        raise ArgumentError("kernel", f"kernel: {path}: expected a kernel, (kh, kw); the file holds {listed}")
-    names = [str(number + 1) for number in range(len(found))] if len(found) > 1 else [path.stem]
+        raise ArgumentError(
+            "kernel", f"kernel: {path}: expected a kernel, (kh, kw) of at least 2x2; the file holds {listed}"
+        )
+    names = [f"{path}:{number}" for number in range(1, len(found) + 1)] if len(found) > 1 else [str(path)]
     return [named_kernel(name, array, str(path)) for name, array in zip(names, found, strict=True)]
 
 
@@ -99,7 +108,7 @@ def _published_file() -> Path:
     path = Path(os.environ.get("LORUN_DATA", ".")) / PUBLISHED_FILE
     if not path.is_file():
         raise MissingDataError(
-            "kernels",
+            "kernel",
             f"{path}: no such file; set LORUN_DATA to the folder that holds the published kernels, or name a "
             "file of kernels",
         )
@@ -116,12 +125,12 @@ def _stack(array: np.ndarray) -> list[np.ndarray]:
     return [array] if array.ndim == 2 and min(array.shape) > 1 else []
 
 
-def numbered(spec: str) -> tuple[Path, int | None]:
-    """A path, and the number behind its colon, if there is one."""
+def numbered(spec: str) -> tuple[str, int | None]:
+    """A file, and the number behind its colon, if there is one."""
     file, colon, number = spec.rpartition(":")
     if colon and number.isdecimal() and not Path(spec).exists():
-        return Path(file), int(number)
-    return Path(spec), None
+        return file, int(number)
+    return spec, None
 
 
 def _gaussian(numbers: str) -> Tensor:

@@ -15,13 +15,12 @@ class SRRestore(RestoreOptions):
     """`lorun restore --task sr`."""
 
     scale: int = 2
-    """By which the photograph is enlarged; 1 only deblurs."""
+    """How many times larger the result is; 1 only deblurs."""
     kernel: KernelName = "bicubic"
-    """What blurred it, in pixels of the large image: a .mat, .npy or image file (kernels.mat:3 for the third
-    of
+    """The blur, in pixels of the large image: a .mat, .npy or image file (kernels.mat:3 is the third of
     several), bicubic, none, gaussian:WIDTH, gaussian:WIDTH,WIDTH,DEGREES or motion:SEED."""
     noise: float = 0.0
-    """Standard deviation of its noise, where white is 1."""
+    """Standard deviation of the photograph's noise, where white is 1."""
     simulate: bool = False
     """Blur, shrink and disturb a good photograph first, and compare the result with it."""
 
@@ -33,10 +32,9 @@ class SREval(EvalOptions):
     protocol: Literal["sr-rgb", "sr-y"] = "sr-rgb"
     """What PSNR and SSIM mean."""
     scales: tuple[int, ...] = (2, 3, 4)
-    """The rows of the table."""
+    """The scales, a row each."""
     kernels: tuple[str, ...] = ("gaussian:0.7", "gaussian:1.2", "gaussian:1.6", "gaussian:2.0")
-    """Its columns: kernels as `lorun restore` takes them, all of a file, or 12 for the published twelve,
-    which lie
+    """The kernels, a column each: as `lorun restore` takes them, all of a file, or 12, the published twelve
     under $LORUN_DATA."""
     noise: float = 0.0
     """Standard deviation of simulated noise, where white is 1."""

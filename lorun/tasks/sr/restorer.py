@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorun.errors import ArgumentError
 from lorun.methods import NetworkMethod
 from lorun.physics import SuperResolution
 from lorun.physics.super_resolution import check_kernel_fits, check_scale
@@ -55,23 +56,34 @@ class SuperResolver:
                 centre is the element [kh // 2, kw // 2], which is where the upper-left pixel of every scale x
                 scale lies. `lorun.physics.blur_kernels` has usual ones.
             scale: at least 1.
-            noise: standard deviation of its noise.
+            noise: standard deviation of its noise, 0 to 1.
             circular: whether the blur ran around the borders, as `SuperResolution` does. A photograph's did
-                not: it is continued beyond its borders, so that they do not shine through.
+                not: it is continued beyond them, so that opposite borders do not bleed into each other.
 
         Raises:
             ValueError: an image or a kernel of another shape, with NaN or Inf, or values outside [0, 1]; a
                 kernel larger than the result; a number out of its range.
         """
         check_scale(scale)
+        check_noise(noise)
         channels_first = check_photo(image)
         found = named_kernel("kernel", np.asarray(kernel))
-        size = (image.shape[0] * scale, image.shape[1] * scale)
+        size = (channels_first.shape[1] * scale, channels_first.shape[2] * scale)
         check_kernel_fits(found.kernel, size)
         physics = SuperResolution(found.kernel, scale, self.channels, noise)
         y = channels_first if circular else periodic(channels_first, margin_for(found.kernel, scale))
         restored = self._method.restore(photo_tensor(y, self.channels), physics, size)
-        return restored.mean(0) if image.ndim == 2 else restored.transpose(1, 2, 0)
+        return restored.mean(0) if len(channels_first) == 1 else restored.transpose(1, 2, 0)
+
+
+def check_noise(noise: float) -> None:
+    """Raise ArgumentError if this cannot be the standard deviation of noise where white is 1."""
+    if not 0 <= noise <= 1:
+        raise ArgumentError(
+            "noise",
+            f"noise: expected a standard deviation of 0 to 1, where white is 1, got {noise}; 25 of 255 is "
+            "0.098",
+        )
 
 
 def check_photo(image: np.ndarray) -> np.ndarray:

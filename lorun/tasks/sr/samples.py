@@ -10,7 +10,7 @@ from torch import Tensor
 from lorun.data import PhotoCrops
 from lorun.data.locate import find_training_data
 from lorun.physics import Physics, SuperResolution
-from lorun.physics.blur_kernels import bicubic_kernel, gaussian_kernel, motion_kernel
+from lorun.physics.blur_kernels import bicubic_kernel, gaussian_kernel, motion_kernel, normalised
 from lorun.physics.physics import crop_to
 from lorun.tasks.sr.settings import SRNetwork, SRTraining
 from lorun.tasks.task import Sample, Size
@@ -77,9 +77,9 @@ class PhotoSamples:
 
 
 def centred(kernel: Tensor, side: int) -> Tensor:
-    """A kernel of odd size amid zeros, or cut, to `side` x `side`; its centre stays the centre."""
+    """A kernel of odd size amid zeros, or cut, to `side` x `side`; it keeps its centre and sums to 1."""
     margin = (side - kernel.shape[0]) // 2
-    return F.pad(kernel, (margin,) * 4)
+    return normalised(F.pad(kernel, (margin,) * 4))
 
 
 def _divisible(images: Tensor, scale: int) -> Tensor:

@@ -1,31 +1,37 @@
 """The scenes of super-resolution: photographs to enlarge, and good ones that are made smaller first."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lorun import metrics
 from lorun.data import list_photos, read_colour
 from lorun.data.photos import to_grey
-from lorun.errors import ArgumentError
+from lorun.errors import ArgumentError, MissingDataError
 from lorun.physics import GaussianNoise, SuperResolution
 from lorun.physics.super_resolution import check_kernel_fits, check_scale
 from lorun.tasks.sr.borders import margin_for, periodic
 from lorun.tasks.sr.kernel_files import find_kernel, find_kernels, numbered
+from lorun.tasks.sr.named_kernel import NamedKernel
 from lorun.tasks.sr.options import SREval, SRRestore
+from lorun.tasks.sr.restorer import check_noise
 from lorun.tasks.task import Scene
 
 # Images of evaluation are cropped to multiples of this as well (Zhang et al. 2020).
 EVAL_MULTIPLE = 8
 SEED = 0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class PhotoScene(Scene):
-    """A photograph; `measured_by` is what made it smaller, where that is not what restores it."""
+    """A photograph; `measured_by` is what makes it smaller, if another kernel than the restoring one does."""
 
     grey: bool = False
     measured_by: SuperResolution | None = None
@@ -35,8 +41,9 @@ def restore_inputs(source: Path | None, options: SRRestore) -> list[Path]:
     """The files that a call of `lorun restore` reads; raises if its options make no sense."""
     if source is None:
         raise ValueError("input: name a photograph to enlarge")
-    _check_numbers((options.scale,), options.noise)
-    kernel, _ = numbered(options.kernel)
+    _for_option("scale", check_scale, options.scale)
+    check_noise(options.noise)
+    kernel = Path(numbered(options.kernel)[0])
     return [source, kernel] if kernel.is_file() else [source]
 
 
@@ -51,13 +58,14 @@ def open_photo(source: Path, options: SRRestore, channels: int) -> PhotoScene:
         check_kernel_fits(found.kernel, size)
         y = periodic(image, margin_for(found.kernel, options.scale))
         return PhotoScene(source.name, size, y=y, physics=physics, notes=notes, grey=grey)
-    if _cropped(image, options.scale).shape != image.shape:
-        height, width = _cropped(image, options.scale).shape[1:]
+    height, width = _cropped(image, options.scale).shape[1:]
+    if (height, width) != image.shape[1:]:
         raise ArgumentError(
             "scale",
             f"scale: expected one that divides the photograph's {image.shape[1]}x{image.shape[2]} pixels, "
             f"got {options.scale}; crop the photograph to {height}x{width}",
         )
+    metrics.psnr(image, image, "sr-rgb", options.scale)  # raises now if it would after the work
     return PhotoScene(source.name, image.shape[1:], truth=image, physics=physics, notes=notes, grey=grey)
 
 
@@ -65,7 +73,9 @@ def table_inputs(source: Path, options: SREval) -> list[Path]:
     """The files that a call of `lorun eval` reads; raises if its options make no sense."""
     if not options.scales or not options.kernels:
         raise ValueError("scales, kernels: expected at least one of each")
-    _check_numbers(options.scales, options.noise)
+    for scale in options.scales:
+        _for_option("scales", check_scale, scale)
+    check_noise(options.noise)
     return [source] if source.is_file() else list_photos(source)
 
 
@@ -75,24 +85,43 @@ def table_scenes(source: Path, options: SREval, channels: int) -> list[Scene]:
         (path.name, _with_channels(read_colour(path), channels)[0]) for path in table_inputs(source, options)
     ]
     scenes: list[Scene] = []
-    for scale in options.scales:
-        kernels = [kernel for spec in options.kernels for kernel in find_kernels(spec, scale)]
-        assumed = None if options.assumed is None else find_kernel(options.assumed, scale).kernel
+    for scale in dict.fromkeys(options.scales):
         multiple = math.lcm(scale, EVAL_MULTIPLE)
-        for found in kernels:
+        truths = {name: _cropped(image, multiple, name) for name, image in photos}
+        for name, truth in truths.items():
+            _check_comparable(name, truth, options.protocol, scale)
+        for found, restored_by in _kernels_of(options, scale):
             measured_by = SuperResolution(found.kernel, scale, channels, options.noise)
-            physics = measured_by
-            if assumed is not None:
-                physics = SuperResolution(assumed, scale, channels, options.noise)
-            for name, image in photos:
-                truth = _cropped(image, multiple, name)
+            physics = SuperResolution(restored_by, scale, channels, options.noise)
+            for name, truth in truths.items():
+                size = truth.shape[1:]
+                for kernel in (found.kernel, restored_by):
+                    _for_option("kernels", check_kernel_fits, kernel, size, name)
                 cell = (f"x{scale}", found.name)
                 scenes.append(
-                    PhotoScene(
-                        name, truth.shape[1:], truth, None, physics, cell, (), _is_grey(image), measured_by
-                    )
+                    PhotoScene(name, size, truth, None, physics, cell, (), _is_grey(truth), measured_by)
                 )
     return scenes
+
+
+def _kernels_of(options: SREval, scale: int) -> list[tuple[NamedKernel, Tensor]]:
+    """The kernels of a table, each once, and by which each is restored."""
+    found = [one for spec in options.kernels for one in _for_option("kernels", find_kernels, spec, scale)]
+    each = {one.name: one for one in found}.values()
+    if options.assumed is None:
+        return [(one, one.kernel) for one in each]
+    assumed = _for_option("assumed", find_kernel, options.assumed, scale).kernel
+    return [(one, assumed) for one in each]
+
+
+def _check_comparable(name: str, truth: np.ndarray, protocol: str, scale: int) -> None:
+    """Raise now what the metrics would raise when this photograph's turn comes."""
+    least = metrics.least_side(protocol, scale)
+    if min(truth.shape[1:]) < least:
+        raise ValueError(
+            f"{name}: protocol {protocol} needs at least {least}x{least} pixels at scale {scale}, got "
+            f"{truth.shape[1]}x{truth.shape[2]}; leave this photograph or this scale out"
+        )
 
 
 def simulated(truth: np.ndarray, physics: SuperResolution) -> Tensor:
@@ -101,14 +130,14 @@ def simulated(truth: np.ndarray, physics: SuperResolution) -> Tensor:
     return GaussianNoise(physics.noise_level.item(), torch.Generator().manual_seed(SEED))(y)
 
 
-def _check_numbers(scales: tuple[int, ...], noise: float) -> None:
+def _for_option(option: str, call: Callable[..., Result], *arguments: Any) -> Result:
+    """call(*arguments), whose errors are about this option of the command."""
     try:
-        for scale in scales:
-            check_scale(scale)
+        return call(*arguments)
+    except MissingDataError as error:
+        raise MissingDataError(option, str(error)) from error
     except ValueError as error:
-        raise ArgumentError("scale", str(error)) from error
-    if not 0 <= noise < math.inf:
-        raise ArgumentError("noise", f"noise: expected a standard deviation of at least 0, got {noise}")
+        raise ArgumentError(option, str(error)) from error
 
 
 def _with_channels(image: np.ndarray, channels: int) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -58,7 +58,7 @@ class Degradation:
             raise ValueError(
                 f"degradation.widths: expected the least and the largest, above 0, got {self.widths}"
             )
-        if min(self.motion, self.bicubic) < 0 or self.motion + self.bicubic > 1:
+        if not (self.motion >= 0 and self.bicubic >= 0 and self.motion + self.bicubic <= 1):
             raise ValueError(
                 f"degradation: expected shares of motion and bicubic kernels that add up to 1 at most, got "
                 f"{self.motion} and {self.bicubic}"

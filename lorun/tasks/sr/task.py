@@ -42,7 +42,7 @@ class SingleImageSuperResolution(Task):
         "eval photos --task sr --scales 2 3 4 --kernels 12 --models bicubic sr-resunet-lorun9 -o table.md",
     )
     untrained = {
-        # Aligned with the pixels that were kept, and so better than what usual libraries give.
+        # Aligned with the pixels that were kept.
         "bicubic": lambda y, physics: physics.start(y),
     }
 
@@ -84,7 +84,7 @@ class SingleImageSuperResolution(Task):
         assert source is not None  # inputs() has asked for it
         return open_photo(source, options, physics.channels)
 
-    def measurement(self, scene: Scene, physics: SuperResolution) -> Tensor:
+    def measurement(self, scene: "PhotoScene", physics: SuperResolution) -> Tensor:
         from lorun.tasks.sr.restorer import photo_tensor
         from lorun.tasks.sr.scenes import simulated
 
@@ -93,7 +93,7 @@ class SingleImageSuperResolution(Task):
             physics.check_measurement(y)
             return y
         assert scene.truth is not None
-        return simulated(scene.truth, getattr(scene, "measured_by", None) or physics)
+        return simulated(scene.truth, scene.measured_by or physics)
 
     def save(self, out: Path, image: np.ndarray, scene: "PhotoScene", y: Tensor, options: object) -> None:
         from PIL import Image
@@ -113,9 +113,9 @@ class SingleImageSuperResolution(Task):
         assert isinstance(scene.physics, SuperResolution)
 
         def title(name: str, image: np.ndarray) -> str:
-            return (
-                name if scene.truth is None else f"{name}, {self.quality(image, scene, 'sr-rgb').psnr:.2f} dB"
-            )
+            if scene.truth is None:
+                return name
+            return f"{name}, {self.psnr(image, scene, self.protocols[0]):.2f} dB"
 
         small = y[0, :, : scene.size[0] // scene.physics.scale, : scene.size[1] // scene.physics.scale]
         bicubic = scene.physics.start(y)[0, :, : scene.size[0], : scene.size[1]].clamp(0, 1).numpy()
@@ -147,10 +147,12 @@ class SingleImageSuperResolution(Task):
 
         return table_scenes(source, options, physics.channels)
 
-    def quality(self, image: np.ndarray, scene: Scene, protocol: str) -> Quality:
-        assert scene.truth is not None and isinstance(scene.physics, SuperResolution)
-        scale = scene.physics.scale
-        return Quality(*(of(image, scene.truth, protocol, scale) for of in (metrics.psnr, metrics.ssim)))
+    def psnr(self, image: np.ndarray, scene: "PhotoScene", protocol: str) -> float:
+        return metrics.psnr(*as_saved(image, scene), protocol, scene_scale(scene))
+
+    def quality(self, image: np.ndarray, scene: "PhotoScene", protocol: str) -> Quality:
+        ssim = metrics.ssim(*as_saved(image, scene), protocol, scene_scale(scene))
+        return Quality(self.psnr(image, scene, protocol), ssim)
 
     def samples(
         self, network: SRNetwork, data: tuple[str, ...], settings: SRTraining, seed: int
@@ -158,3 +160,14 @@ class SingleImageSuperResolution(Task):
         from lorun.tasks.sr.samples import PhotoSamples
 
         return PhotoSamples(network, data, settings, seed)
+
+
+def as_saved(image: np.ndarray, scene: "PhotoScene") -> tuple[np.ndarray, np.ndarray]:
+    """An image and the truth as files hold them, (3 or 1, H, W): a grey photograph has one channel."""
+    assert scene.truth is not None
+    return (image.mean(0, keepdims=True), scene.truth[:1]) if scene.grey else (image, scene.truth)
+
+
+def scene_scale(scene: Scene) -> int:
+    assert isinstance(scene.physics, SuperResolution)
+    return scene.physics.scale

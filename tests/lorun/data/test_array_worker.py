@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 
 from lorun.data import array_worker
 
@@ -48,10 +49,15 @@ def test_a_cell_array_of_arrays_gives_each_as_matlab_counts_it(tmp_path):
     for number, place in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)], 1):
         cell[place] = np.full((number, 3), number, np.float32)
     mixed[0, :] = [np.ones((2, 2)), "text"]
+    sparse = np.empty((1, 1), object)
+    sparse[0, 0] = scipy.sparse.csc_matrix(np.eye(3))
     for compressed in (False, True):
         path = tmp_path / f"{compressed}.mat"
-        scipy.io.savemat(path, {"k": cell, "mixed": mixed, "x": np.eye(2)}, do_compression=compressed)
-        read = array_worker.read_mat5(str(path))
+        scipy.io.savemat(
+            path, {"k": cell, "mixed": mixed, "sparse": sparse, "x": np.eye(2)}, do_compression=compressed
+        )
+        assert list(array_worker.read_mat5(str(path))) == ["x"]
+        read = array_worker.read_mat5_with_cells(str(path))
         assert list(read) == ["x", "k{1}", "k{2}", "k{3}", "k{4}"]
         for number in range(1, 5):
             np.testing.assert_array_equal(read[f"k{{{number}}}"], np.full((number, 3), number))

@@ -213,3 +213,12 @@ def test_real_cubes(lorun_data):
     assert len(paths) == 24
     for path in paths:
         assert len(read_cube(path).values) == 28
+
+
+def test_a_cell_beside_a_cube_is_no_second_cube(tmp_path):
+    cube, cell = np.random.default_rng(0).random((9, 8, 4), np.float32), np.empty((1, 1), object)
+    cell[0, 0] = np.ones((3, 3, 3))
+    scipy.io.savemat(tmp_path / "cube.mat", {"hyper": cube, "boxes": cell})
+    np.testing.assert_array_equal(
+        read_cube(tmp_path / "cube.mat", layout="hwc").values, cube.transpose(2, 0, 1)
+    )

@@ -46,6 +46,22 @@ def test_colours_are_read_as_they_were_written(tmp_path):
     np.testing.assert_allclose(read_colour(tmp_path / "grey.png"), rgb[None, ..., 0] / 255, atol=1e-7)
 
 
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
+    rgb = np.zeros((8, 16, 3), np.uint8)
+    rgb[:, :8] = 255
+    image = Image.fromarray(rgb)
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it
+    image.save(tmp_path / "turned.png", exif=exif)
+    seen = read_colour(tmp_path / "turned.png")
+    assert seen.shape == (3, 16, 8) and (seen[:, :8] == 1).all() and (seen[:, 8:] == 0).all()
+
+
+def test_lab_has_no_transparency(tmp_path):
+    Image.new("LAB", (4, 5), (128, 0, 0)).save(tmp_path / "lab.tif")
+    assert read_colour(tmp_path / "lab.tif").shape == (3, 5, 4)
+
+
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
 def test_transparency_is_refused_in_colour(tmp_path, mode):
     image = Image.new("RGBA", (4, 4), (200, 100, 50, 90)).convert(mode)

@@ -180,6 +180,14 @@ def test_it_moves_with_its_network_and_keeps_no_kernel_in_a_file():
     assert whole.kernel.is_floating_point()
 
 
+def test_numbers_and_arrays_of_numpy_are_taken():
+    kernel, levels = np.ones((3, 3)) / 9, [0.1, 0.2]
+    physics = SuperResolution(kernel, np.int64(2), noise_level=levels)
+    x = torch.rand(2, 3, 8, 8)
+    assert physics(x).shape == (2, 3, 4, 4) and type(physics.scale) is int
+    torch.testing.assert_close(physics.noise_level, torch.tensor(levels))
+
+
 def test_one_without_a_kernel_is_for_networks_that_are_told_it():
     physics = SuperResolution(scale=2)
     for call in (physics.A, physics.A_adjoint, physics.start, physics.prepare):

@@ -144,9 +144,11 @@ class Inpainting(Task):
     def scenes(self, source, options, physics):
         return [scene_of(path, options.seen) for path in list_photos(source)]
 
+    def psnr(self, image, scene, protocol):
+        return metrics.psnr(image[0], scene.truth[0], protocol)
+
     def quality(self, image, scene, protocol):
-        truth = scene.truth[0]
-        return Quality(metrics.psnr(image[0], truth, protocol), metrics.ssim(image[0], truth, protocol))
+        return Quality(self.psnr(image, scene, protocol), metrics.ssim(image[0], scene.truth[0], protocol))
 
     def samples(self, network, data, settings, seed):
         return InpaintingSamples(data, settings.seen, seed)

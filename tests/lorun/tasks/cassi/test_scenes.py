@@ -141,7 +141,9 @@ def test_other_snapshots_are_sums(lab, restore):
 )
 def test_each_file_is_read_once(restore, monkeypatch, arguments, files):
     read, paths = ArrayReader.read, []
-    monkeypatch.setattr(ArrayReader, "read", lambda self, path: paths.append(str(path)) or read(self, path))
+    monkeypatch.setattr(
+        ArrayReader, "read", lambda self, path, *more: paths.append(str(path)) or read(self, path, *more)
+    )
     restore(f"{arguments} --mask mask.mat --model four.safetensors")
     assert sorted(paths) == files
 

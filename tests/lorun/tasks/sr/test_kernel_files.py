@@ -43,7 +43,7 @@ def test_a_kernel_in_an_array_file(in_folder, suffix):
     save[suffix]()
     found = find_kernel(path.name, 2)
     np.testing.assert_allclose(found.kernel, BOX, rtol=1e-6)
-    assert found.name == "k"
+    assert found.name == path.name
 
 
 def test_a_kernel_in_an_image_is_its_brightness(in_folder):
@@ -66,7 +66,7 @@ def test_cells_and_stacks_hold_several(in_folder):
     assert find_kernel("cell.mat:2", 2).kernel.shape == (5, 5)
     for name in ("first.npy", "last.mat"):
         found = find_kernels(name, 2)
-        assert [one.name for one in found] == ["1", "2", "3", "4"]
+        assert [one.name for one in found] == [f"{name}:{number}" for number in range(1, 5)]
         assert all(one.kernel.shape == (5, 5) for one in found)
     with pytest.raises(ArgumentError, match=r"cell.mat holds 2 kernels; say which, such as cell.mat:1"):
         find_kernel("cell.mat", 2)
@@ -83,6 +83,15 @@ def test_the_published_twelve(lorun_data):
         assert one.notes == ()
 
 
+def test_one_of_the_published_twelve(lorun_data):
+    found = find_kernel("12:9", 2)
+    assert found.name == "9" and torch.equal(found.kernel, find_kernels("12", 2)[8].kernel)
+    with pytest.raises(
+        ArgumentError, match="kernel: 12 holds 12 kernels; say which, such as 12:1 for the first"
+    ):
+        find_kernel("12", 2)
+
+
 def test_the_published_twelve_lie_under_lorun_data(in_folder, monkeypatch):
     monkeypatch.setenv("LORUN_DATA", str(in_folder))
     with pytest.raises(MissingDataError, match=r"sr/kernels_12.mat: no such file; set LORUN_DATA"):
@@ -97,8 +106,11 @@ def test_the_published_twelve_lie_under_lorun_data(in_folder, monkeypatch):
         ("gaussian:1,2", "expected one width, or two and an angle, got 2 numbers"),
         ("motion:x", "'motion:x' is no kernel"),
         ("blurry", "kernel: expected a file, such as k.mat .* got 'blurry'"),
-        ("text.mat", "text.mat: expected a kernel, .kh, kw.; the file holds no array of numbers"),
-        ("row.npy", r"expected a kernel, .kh, kw.; the file holds `array` \(1, 9\)"),
+        (
+            "text.mat",
+            "text.mat: expected a kernel, .kh, kw. of at least 2x2; the file holds no array of numbers",
+        ),
+        ("row.npy", r"expected a kernel, .kh, kw. of at least 2x2; the file holds `array` \(1, 9\)"),
         ("black.png", "black.png: expected a sum above 0, got 0"),
     ],
 )

@@ -33,6 +33,13 @@ def test_colour_comes_out_in_colour_and_grey_in_grey():
     assert grey.shape == (60, 50)
 
 
+def test_lists_are_taken_as_arrays():
+    restorer, image = SuperResolver(network()), photo(12, 10)
+    np.testing.assert_array_equal(
+        restorer.restore(image.tolist(), KERNEL.tolist(), 2), restorer.restore(image, KERNEL, 2)
+    )
+
+
 def test_a_circular_measurement_is_restored_as_the_network_does():
     net = network()
     physics = SuperResolution(torch.from_numpy(KERNEL), 2, noise_level=0.01)
@@ -71,7 +78,11 @@ def test_tiles_give_what_the_whole_gives():
         ((photo(8, 8), KERNEL * 0, 2), "expected a sum above 0"),
         ((photo(8, 8), KERNEL, 0), "scale: expected a whole number of at least 1"),
         ((photo(8, 8), KERNEL, 1.5), "scale: expected a whole number of at least 1"),
-        ((photo(8, 8), KERNEL, 2, -1), "noise_level: expected a standard deviation of at least 0"),
+        (
+            (photo(8, 8), KERNEL, 2, -1),
+            "noise: expected a standard deviation of 0 to 1, where white is 1, got -1",
+        ),
+        ((photo(8, 8), KERNEL[:3, :3], 2, 25), "noise: expected .* got 25; 25 of 255 is 0.098"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, words):

@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-from lorun.tasks.sr.samples import PhotoSamples
+from lorun.physics.blur_kernels import bicubic_kernel
+from lorun.tasks.sr.samples import PhotoSamples, centred
 from lorun.tasks.sr.settings import Degradation, SRNetwork, SRTraining
 
 CPU = torch.device("cpu")
@@ -56,6 +57,12 @@ def test_shares_decide_the_kind_of_a_kernel(samples, shares, negative, one_piece
     kernels = samples(**shares).sample(0, 4, (48, 48), CPU).physics.kernel
     assert bool((kernels < 0).any()) == negative
     assert bool((kernels == kernels[:1]).all()) == one_piece
+
+
+@pytest.mark.parametrize("scale, side", [(2, 5), (4, 9), (6, 25), (2, 25)])
+def test_a_kernel_that_is_cut_keeps_the_brightness(scale, side):
+    kernel = centred(bicubic_kernel(scale), side)
+    assert kernel.shape == (side, side) and kernel.sum().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_what_is_held_out_is_clean_and_never_sampled(samples):

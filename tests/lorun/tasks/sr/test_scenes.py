@@ -90,6 +90,49 @@ def test_a_table_has_a_row_for_each_scale_and_a_column_for_each_kernel(tmp_path)
     assert scenes[4].physics.scale == 3
 
 
+def test_different_kernels_have_different_columns_and_the_same_one_has_one(tmp_path):
+    photo = save(tmp_path / "a.png")
+    np.savez(tmp_path / "k.npz", one=np.ones((3, 3)), two=np.ones((5, 5)))
+    np.save(tmp_path / "k.npy", np.ones((2, 7, 7)))
+    specs = tuple(f"{tmp_path}/{spec}" for spec in ("k.npz:1", "k.npy:1", "k.npz"))
+    scenes = table_scenes(photo, SREval(scales=(2, 2), kernels=(*specs, "none", "none")), 3)
+    assert [scene.cell[1].removeprefix(f"{tmp_path}/") for scene in scenes] == [
+        *("k.npz:1", "k.npy:1", "k.npz:2", "none")
+    ]
+    assert [tuple(scene.measured_by.kernel.shape) for scene in scenes] == [(3, 3), (7, 7), (5, 5), (1, 1)]
+
+
+def test_a_photograph_that_is_too_small_for_a_table_is_named_before_the_work(tmp_path):
+    save(tmp_path / "large.png", (96, 96))
+    save(tmp_path / "small.png", (24, 24))
+    with pytest.raises(
+        ArgumentError, match="kernel: expected one within small.png of 24x24 pixels, got 25x25"
+    ):
+        table_scenes(tmp_path, SREval(scales=(2,)), 3)
+    with pytest.raises(
+        ValueError, match="small.png: protocol sr-rgb needs at least 29x29 pixels at scale 3, got 24x24"
+    ):
+        table_scenes(tmp_path, SREval(scales=(3,), kernels=("none",)), 3)
+    assert len(table_scenes(tmp_path, SREval("sr-y", (3,), ("none",)), 3)) == 2
+
+
+def test_errors_name_the_option_that_the_command_has(tmp_path, monkeypatch):
+    photo = save(tmp_path / "a.png")
+    monkeypatch.setenv("LORUN_DATA", str(tmp_path))
+    for options, option in (
+        (SREval(kernels=("12",)), "kernels"),
+        (SREval(kernels=("blurry",)), "kernels"),
+        (SREval(assumed="blurry"), "assumed"),
+        (SREval(scales=(0,)), "scales"),
+    ):
+        with pytest.raises((ValueError, OSError)) as raised:
+            table_scenes(photo, options, 3)
+        assert raised.value.argument == option
+    with pytest.raises(FileNotFoundError) as raised:
+        open_photo(photo, SRRestore(kernel="12:1"), 3)
+    assert raised.value.argument == "kernel"
+
+
 def test_an_assumed_kernel_restores_what_others_have_blurred(tmp_path):
     save(tmp_path / "a.png")
     options = SREval(scales=(2,), kernels=("gaussian:1.2", "gaussian:2"), assumed="gaussian:1.6")
@@ -101,8 +144,12 @@ def test_an_assumed_kernel_restores_what_others_have_blurred(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (SRRestore(noise=-0.01), "noise: expected a standard deviation of at least 0, got -0.01"),
+        (
+            SRRestore(noise=-0.01),
+            "noise: expected a standard deviation of 0 to 1, where white is 1, got -0.01",
+        ),
         (SRRestore(noise=float("nan")), "noise: expected"),
+        (SRRestore(noise=25), "noise: expected .* got 25; 25 of 255 is 0.098"),
         (SRRestore(scale=0), "scale: expected a whole number of at least 1, such as 2, got 0"),
     ],
 )

@@ -20,6 +20,7 @@ def test_defaults_are_the_papers_network():
         (Degradation, {"kernel_side": 24}, "degradation.kernel_side: expected an odd number above 1, got 24"),
         (Degradation, {"widths": (2.0, 1.0)}, "degradation.widths: expected the least and the largest"),
         (Degradation, {"motion": 0.9, "bicubic": 0.2}, "add up to 1 at most, got 0.9 and 0.2"),
+        (Degradation, {"motion": float("nan")}, "add up to 1 at most, got nan"),
         (Degradation, {"noise": -0.1}, "degradation.noise: expected at least 0, got -0.1"),
         (Degradation, {"noise_free": 1.5}, "degradation.noise_free: expected a share of 0 to 1, got 1.5"),
     ],
@@ -27,6 +28,12 @@ def test_defaults_are_the_papers_network():
 def test_values_out_of_their_range(kind, values, words):
     with pytest.raises(ValueError, match=words):
         kind(**values)
+
+
+def test_whole_numbers_are_widths_too(tmp_path):
+    recipe = tmp_path / "my.toml"
+    recipe.write_text('data = ["photos"]\n[network]\ntask = "sr"\n[degradation]\nwidths = [1, 3]\n')
+    assert load_recipe(recipe).task_settings.degradation.widths == (1, 3)
 
 
 def test_the_recipe_of_the_shipped_models_never_sees_what_it_is_tested_on():

@@ -95,12 +95,14 @@ def test_bicubic_is_aligned_with_the_pixels_that_were_kept():
         ("--kernel {folder}/zeros.npy", "expected a sum above 0, got 0; it would leave no image (--kernel)"),
         (
             "--kernel {folder}/row.npy",
-            "expected a kernel, (kh, kw); the file holds `array` (1, 9) (--kernel)",
+            "expected a kernel, (kh, kw) of at least 2x2; the file holds `array` (1, 9) (--kernel)",
         ),
         ("--kernel {folder}/large.npy", "kernel: expected one within the image of 192x192 pixels, got 200x3"),
         ("--kernel gaussian:0", "'gaussian:0' is no kernel"),
-        ("--noise -0.01", "noise: expected a standard deviation of at least 0, got -0.01 (--noise)"),
+        ("--noise -0.01", "where white is 1, got -0.01; 25 of 255 is 0.098 (--noise)"),
         ("--scale 5 --simulate", "scale: expected one that divides the photograph's 96x96 pixels, got 5"),
+        ("--noise 25", "noise: expected a standard deviation of 0 to 1, where white is 1, got 25"),
+        ("--scale 8 --simulate --kernel none", "image larger than the border of 64 pixels on every side"),
         ("--scale 0", "scale: expected a whole number of at least 1, such as 2, got 0 (--scale)"),
         ("--tile 100", "tile: expected at least 208 pixels"),
     ],
@@ -117,6 +119,40 @@ def test_bad_input_is_one_line_and_nothing_is_written(photos, model, tmp_path, c
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not out.exists()
+
+
+def test_small_photographs_are_restored_although_ssim_is_not_defined(model, tmp_path, capsys):
+    out, pixels = (
+        tmp_path / "out.png",
+        np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8),
+    )
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    call = f"restore {tmp_path / 'small.png'} --model {model} --simulate --kernel none --figures -o {out}"
+    assert main(call.split()) == 0
+    assert "dB (sr-rgb)" in capsys.readouterr().out and (tmp_path / "out-comparison.png").is_file()
+
+
+def test_one_pixel_has_a_picture(model, tmp_path):
+    Image.fromarray(np.full((1, 1, 3), 99, np.uint8)).save(tmp_path / "one.png")
+    call = f"restore {tmp_path / 'one.png'} --model {model} --scale 1 --kernel none --figures"
+    assert main([*call.split(), "-o", str(tmp_path / "out.png")]) == 0
+
+
+def test_the_psnr_of_a_grey_photograph_is_that_of_the_saved_image(photos, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    call = (
+        f"restore {photos / 'grey.png'} --task sr --model bicubic --simulate --kernel gaussian:1 --noise 0.03"
+    )
+    assert main([*call.split(), "-o", str(out)]) == 0
+    saved, truth = (np.asarray(Image.open(path))[None] / 255 for path in (out, photos / "grey.png"))
+    assert f"PSNR {metrics.psnr(saved, truth, 'sr-rgb', 2):.2f} dB" in capsys.readouterr().out
+
+
+def test_tables_keep_no_images(photos, monkeypatch):
+    kept = []
+    monkeypatch.setattr(type(TASK), "save_table_images", lambda self, images, *_: kept.append(images))
+    assert main(f"eval {photos} --task sr --models bicubic --scales 2 --kernels none".split()) == 0
+    assert kept == []
 
 
 def test_a_kernel_of_another_sum_is_normalised_and_said_so(photos, model, tmp_path, capsys):
