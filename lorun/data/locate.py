@@ -31,3 +31,12 @@ def find_training_data(names: tuple[str, ...]) -> list[Path]:
     if not names:
         raise ArgumentError("data", "data: name at least one folder of training data")
     return find_data(names)
+
+
+def find_photo_folders(names: tuple[str, ...]) -> list[Path]:
+    """As `find_training_data`; raises ValueError if one is no folder."""
+    folders = find_training_data(names)
+    for path in folders:
+        if not path.is_dir():
+            raise ValueError(f"{path}: expected a folder of training photographs, got a file")
+    return folders

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lorun.data.spectra import REAL_GAIN
 from lorun.errors import ArgumentError
-from lorun.methods import NetworkMethod
 from lorun.physics import CASSI
+from lorun.tasks.network_restorer import NetworkRestorer
 from lorun.unfolding import UnfoldingNetwork
 
 # The field scales real snapshots to this maximum of the sensor's range.
@@ -18,7 +18,7 @@ MOST_OVEREXPOSED = 0.01
 NOISE_ROOM = 2.0
 
 
-class SpectralRestorer:
+class SpectralRestorer(NetworkRestorer):
     """Restores snapshots with one network; refuses NaN, Inf and what does not fit.
 
     Args:
@@ -30,24 +30,13 @@ class SpectralRestorer:
         ValueError: a network for another task, or tiles that are too small for their overlap.
     """
 
+    kind, task = CASSI, "CASSI"
+    others = "lorun.Restorer restores photographs"
+
     def __init__(self, net: UnfoldingNetwork, tile: int | None = None):
-        if not isinstance(net.physics, CASSI):
-            raise ValueError(
-                f"net: expected a network for CASSI, got one for {type(net.physics).__name__}; "
-                "lorun.Restorer restores photographs"
-            )
-        self._method = NetworkMethod(net, tile)
+        super().__init__(net, tile)
+        assert isinstance(net.physics, CASSI)
         self.bands, self.step = net.physics.bands, net.physics.step
-
-    @property
-    def net(self) -> UnfoldingNetwork:
-        """The network, in evaluation mode."""
-        return self._method.net
-
-    @property
-    def tile(self) -> int | None:
-        """Side of the tiles in pixels; None denoises whole scenes."""
-        return self._method.tile
 
     def restore(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The cube, (C, H, W) float32 in [0, 1].

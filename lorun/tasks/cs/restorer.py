@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lorun.files import write_in_one_step
-from lorun.methods import NetworkMethod
 from lorun.physics import BlockCS
+from lorun.tasks.network_restorer import NetworkRestorer
 from lorun.unfolding import UnfoldingNetwork
 
 MIN_SIDE = 8
@@ -32,7 +32,7 @@ class Measurement:
             np.savez(file, y=self.y, size=np.array(self.size))
 
 
-class Restorer:
+class Restorer(NetworkRestorer):
     """Measures and restores grey images with one model; refuses NaN, Inf and what does not fit.
 
     Args:
@@ -42,19 +42,13 @@ class Restorer:
         ValueError: a network for another task.
     """
 
-    def __init__(self, net: UnfoldingNetwork):
-        if not isinstance(net.physics, BlockCS):
-            raise ValueError(
-                f"net: expected a network for compressive sensing, got one for {type(net.physics).__name__}; "
-                "lorun.SpectralRestorer restores snapshots of spectral cubes"
-            )
-        self._physics = net.physics
-        self._method = NetworkMethod(net)
+    kind, task = BlockCS, "compressive sensing"
+    others = "lorun.SpectralRestorer restores snapshots of spectral cubes"
 
-    @property
-    def net(self) -> UnfoldingNetwork:
-        """The network, in evaluation mode."""
-        return self._method.net
+    def __init__(self, net: UnfoldingNetwork):
+        super().__init__(net)
+        assert isinstance(net.physics, BlockCS)
+        self._physics = net.physics
 
     @torch.no_grad()
     def measure(self, image: np.ndarray) -> Measurement:

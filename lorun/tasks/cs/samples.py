@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lorun.data import PhotoCrops, principal_phi
-from lorun.data.locate import find_training_data
+from lorun.data.locate import find_photo_folders
 from lorun.physics import BlockCS
 from lorun.tasks.cs.settings import CSNetwork, CSTraining
 from lorun.tasks.task import Sample, Size
@@ -17,11 +17,7 @@ class PhotoSamples:
     """Photographs, measured by the network's own Phi."""
 
     def __init__(self, network: CSNetwork, data: tuple[str, ...], settings: CSTraining, seed: int):
-        folders = find_training_data(data)
-        for path in folders:
-            if not path.is_dir():
-                raise ValueError(f"{path}: expected a folder of training photographs, got a file")
-        self.photos = PhotoCrops(folders, seed)
+        self.photos = PhotoCrops(find_photo_folders(data), seed)
         self.block, self.phi_start = network.block, settings.phi_start
 
     def check(self, sizes: Sequence[Size], square: bool) -> None:

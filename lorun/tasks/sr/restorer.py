@@ -5,15 +5,15 @@ import torch
 from torch import Tensor
 
 from lorun.errors import ArgumentError
-from lorun.methods import NetworkMethod
 from lorun.physics import SuperResolution
 from lorun.physics.super_resolution import check_kernel_fits, check_scale
+from lorun.tasks.network_restorer import NetworkRestorer
 from lorun.tasks.sr.borders import margin_for, periodic
 from lorun.tasks.sr.named_kernel import named_kernel
 from lorun.unfolding import UnfoldingNetwork
 
 
-class SuperResolver:
+class SuperResolver(NetworkRestorer):
     """Enlarges photographs with one network; refuses NaN, Inf and what does not fit.
 
     Args:
@@ -25,24 +25,12 @@ class SuperResolver:
         ValueError: a network for another task, or tiles that are too small for their overlap.
     """
 
+    kind, task = SuperResolution, "super-resolution"
+    others = "lorun.Restorer and lorun.SpectralRestorer restore other measurements"
+
     def __init__(self, net: UnfoldingNetwork, tile: int | None = None):
-        if not isinstance(net.physics, SuperResolution):
-            raise ValueError(
-                f"net: expected a network for super-resolution, got one for {type(net.physics).__name__}; "
-                "lorun.Restorer and lorun.SpectralRestorer restore other measurements"
-            )
-        self._method = NetworkMethod(net, tile)
+        super().__init__(net, tile)
         self.channels = net.physics.channels
-
-    @property
-    def net(self) -> UnfoldingNetwork:
-        """The network, in evaluation mode."""
-        return self._method.net
-
-    @property
-    def tile(self) -> int | None:
-        """Side of the tiles in pixels; None denoises whole photographs."""
-        return self._method.tile
 
     def restore(
         self, image: np.ndarray, kernel: np.ndarray, scale: int, noise: float = 0.0, circular: bool = False

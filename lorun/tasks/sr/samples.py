@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorun.data import PhotoCrops
-from lorun.data.locate import find_training_data
+from lorun.data.locate import find_photo_folders
 from lorun.physics import Physics, SuperResolution
 from lorun.physics.blur_kernels import bicubic_kernel, gaussian_kernel, motion_kernel, normalised
 from lorun.physics.physics import crop_to
@@ -23,11 +23,7 @@ class PhotoSamples:
     """Random crops, each blurred by a random kernel; all of a sample are decimated by one random scale."""
 
     def __init__(self, network: SRNetwork, data: tuple[str, ...], settings: SRTraining, seed: int):
-        folders = find_training_data(data)
-        for path in folders:
-            if not path.is_dir():
-                raise ValueError(f"{path}: expected a folder of training photographs, got a file")
-        self.photos = PhotoCrops(folders, seed, colour=network.channels == 3)
+        self.photos = PhotoCrops(find_photo_folders(data), seed, colour=network.channels == 3)
         self.channels, self.degradation, self.seed = network.channels, settings.degradation, seed
 
     def check(self, sizes: Sequence[Size], square: bool) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.cases.tasks import NETWORKS
+from benchmarks.peers.packages import package
 
 STAGES = 3
 TINY = {
@@ -25,3 +26,17 @@ def tiny_cs() -> dict:
 @pytest.fixture
 def tiny_cassi() -> dict:
     return TINY["cassi"]
+
+
+@pytest.fixture
+def not_installed():
+    """not_installed(name): the package's name in a set, or an empty set if it can be imported."""
+
+    def missing(name: str) -> set[str]:
+        try:
+            package(name)
+        except ImportError:
+            return {name}
+        return set()
+
+    return missing

@@ -8,7 +8,6 @@ import torch
 from benchmarks.cases import block_cs
 from benchmarks.harness.case import OURS, Work
 from benchmarks.peers import block_cs as peers
-from benchmarks.peers.packages import package
 from lorun.physics import BlockCS
 
 # 2 images of 2 x 2 blocks of 9 pixels, 3 measurements each.
@@ -24,21 +23,13 @@ def test_work_by_hand(algorithm):
 
 @pytest.mark.parametrize("orthonormal", [True, False])
 @pytest.mark.parametrize("algorithm", block_cs.PEERS)
-def test_every_peer_computes_the_step(monkeypatch, algorithm, orthonormal, measured):
+def test_every_peer_computes_the_step(monkeypatch, algorithm, orthonormal, measured, not_installed):
     phi = None if orthonormal else torch.randn(4, 9)
     monkeypatch.setattr(block_cs, "BlockCS", lambda *args, **options: BlockCS(*args, phi, **options))
     record = measured(block_cs.data_step(algorithm, "cpu", **SMALL | {"ratio": 4 / 9}))
     assert {*record["candidates"], *record["missing"]} == {OURS, *block_cs.PEERS[algorithm]}
-    assert {*record["missing"]} == _not_installed("deepinv")
+    assert {*record["missing"]} == not_installed("deepinv")
     assert all(one["unlike"] is None for one in record["candidates"].values())
-
-
-def _not_installed(name: str) -> set[str]:
-    try:
-        package(name)
-    except ImportError:
-        return {name}
-    return set()
 
 
 def test_a_wrong_peer_is_caught(monkeypatch, measured):

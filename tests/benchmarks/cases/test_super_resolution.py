@@ -5,14 +5,13 @@ import pytest
 from benchmarks.cases import super_resolution
 from benchmarks.harness.case import OURS
 from benchmarks.peers import super_resolution as peers
-from benchmarks.peers.packages import package
 
 SMALL = {"size": 12, "scale": 3, "batch": 2, "stages": 2, "side": 5}
 
 
 @pytest.mark.parametrize("algorithm", ["pgd", "hqs"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_every_peer_computes_the_steps(algorithm, grad, measured):
+def test_every_peer_computes_the_steps(algorithm, grad, measured, not_installed):
     record = measured(super_resolution.data_steps(algorithm, "cpu", grad=grad, **SMALL))
     expected = {OURS, "published style", "deepinv"}
     if algorithm == "hqs":
@@ -20,7 +19,7 @@ def test_every_peer_computes_the_steps(algorithm, grad, measured):
     if not grad:
         expected.add(super_resolution.DENOISERS)
     assert {*record["candidates"], *record["missing"]} == expected
-    assert {*record["missing"]} == _not_installed("deepinv")
+    assert {*record["missing"]} == not_installed("deepinv")
     unlike = {name for name, one in record["candidates"].items() if one["unlike"] is not None}
     assert unlike == (set() if grad else {super_resolution.DENOISERS})
 
@@ -42,14 +41,6 @@ def test_a_run_computes_once_what_its_stages_share(monkeypatch):
             transfers.clear()
             case.candidates[name].call(0)
             assert len(transfers) == expected
-
-
-def _not_installed(name: str) -> set[str]:
-    try:
-        package(name)
-    except ImportError:
-        return {name}
-    return set()
 
 
 def test_a_wrong_peer_is_caught(monkeypatch, measured):

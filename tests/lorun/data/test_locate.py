@@ -1,6 +1,6 @@
 import pytest
 
-from lorun.data.locate import find_data, find_training_data
+from lorun.data.locate import find_data, find_photo_folders, find_training_data
 from lorun.errors import ArgumentError, MissingDataError
 
 
@@ -22,3 +22,12 @@ def test_what_is_missing_is_named_with_its_setting(tmp_path, monkeypatch):
     with pytest.raises(ArgumentError, match="data: name at least one folder") as refused:
         find_training_data(())
     assert refused.value.argument == "data"
+
+
+def test_folders_of_photographs_are_no_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORUN_DATA", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photo.png").touch()
+    assert find_photo_folders(("photos",)) == [tmp_path / "photos"]
+    with pytest.raises(ValueError, match="photo.png: expected a folder of training photographs, got a file"):
+        find_photo_folders(("photos", "photo.png"))
