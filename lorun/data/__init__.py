@@ -2,7 +2,15 @@
 
 from lorun.data.cubes import Cube, read_cube, save_cube
 from lorun.data.masks import read_mask
-from lorun.data.photos import PhotoCrops, list_photos, principal_phi, read_colour, read_grey, to_grey
+from lorun.data.photos import (
+    PhotoCrops,
+    list_photos,
+    principal_phi,
+    read_colour,
+    read_grey,
+    save_photo,
+    to_grey,
+)
 from lorun.data.snapshots import read_snapshot
 from lorun.data.spectra import CASSI_WAVELENGTHS, interpolate_bands, lift_rgb
 from lorun.data.spectral_crops import SpectralCrops
@@ -22,5 +30,6 @@ __all__ = [
     "read_mask",
     "read_snapshot",
     "save_cube",
+    "save_photo",
     "to_grey",
 ]

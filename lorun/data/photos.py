@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from lorun.files import write_in_one_step
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 # Modes of Pillow with an alpha channel; LAB has an A, but no alpha.
 TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
@@ -79,6 +81,13 @@ def _in_colour(image: Image.Image) -> np.ndarray:
         )
     array = _in_unit_range(_as_array(ImageOps.exif_transpose(image))).astype(np.float32)
     return np.ascontiguousarray(np.atleast_3d(array).transpose(2, 0, 1))
+
+
+def save_photo(path: str | Path, image: np.ndarray) -> None:
+    """Write an image (1 or 3, H, W) in [0, 1] as an 8-bit PNG, replacing `path` only when all is written."""
+    shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    picture = Image.fromarray(np.rint(shown * 255).astype(np.uint8))
+    write_in_one_step(path, lambda part: picture.save(part, format="PNG"))
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

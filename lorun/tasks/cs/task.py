@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lorun import metrics
 from lorun.denoisers import DENOISERS
 from lorun.errors import ArgumentError
-from lorun.files import check_not_input, check_target, write_in_one_step
+from lorun.files import check_not_input, check_target
 from lorun.physics import BlockCS
 from lorun.tasks.cs.restorer import (
     Measurement,
@@ -98,10 +98,9 @@ class CompressiveSensing(Task):
         return checked_measurement(Measurement(scene.y, scene.size), physics)
 
     def save(self, out: Path, image: np.ndarray, scene: Scene, y: Tensor, options: "CSRestore") -> None:
-        from PIL import Image
+        from lorun.data import save_photo
 
-        picture = Image.fromarray(np.rint(image[0] * 255).astype(np.uint8))
-        write_in_one_step(out, lambda part: picture.save(part, format="PNG"))
+        save_photo(out, image)
         if options.measurement is not None:
             Measurement(y[0].float().numpy(force=True), scene.size).save(options.measurement)
 

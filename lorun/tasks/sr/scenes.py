@@ -99,7 +99,15 @@ def table_scenes(source: Path, options: SREval, channels: int) -> list[Scene]:
                     _for_option("kernels", check_kernel_fits, kernel, size, name)
                 cell = (f"x{scale}", found.name)
                 scenes.append(
-                    PhotoScene(name, size, truth, None, physics, cell, (), _is_grey(truth), measured_by)
+                    PhotoScene(
+                        name,
+                        size,
+                        truth=truth,
+                        physics=physics,
+                        cell=cell,
+                        grey=_is_grey(truth),
+                        measured_by=measured_by,
+                    )
                 )
     return scenes
 

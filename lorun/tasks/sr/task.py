@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lorun import metrics
 from lorun.denoisers import ResUNet, UNet
-from lorun.files import write_in_one_step
 from lorun.physics import SuperResolution
 from lorun.tasks.sr.settings import SRNetwork, SRTraining
 from lorun.tasks.task import Images, Quality, Scene, Task
@@ -96,11 +95,9 @@ class SingleImageSuperResolution(Task):
         return simulated(scene.truth, scene.measured_by or physics)
 
     def save(self, out: Path, image: np.ndarray, scene: "PhotoScene", y: Tensor, options: object) -> None:
-        from PIL import Image
+        from lorun.data import save_photo
 
-        shown = image.mean(0) if scene.grey else image.transpose(1, 2, 0)
-        picture = Image.fromarray(np.rint(shown * 255).astype(np.uint8))
-        write_in_one_step(out, lambda part: picture.save(part, format="PNG"))
+        save_photo(out, in_its_colours(image, scene))
 
     def pictures(self, out: Path) -> tuple[Path, ...]:
         return (out.with_name(f"{out.stem}-comparison.png"),)
@@ -148,10 +145,10 @@ class SingleImageSuperResolution(Task):
         return table_scenes(source, options, physics.channels)
 
     def psnr(self, image: np.ndarray, scene: "PhotoScene", protocol: str) -> float:
-        return metrics.psnr(*as_saved(image, scene), protocol, scene_scale(scene))
+        return metrics.psnr(*compared(image, scene), protocol, scale_of(scene))
 
     def quality(self, image: np.ndarray, scene: "PhotoScene", protocol: str) -> Quality:
-        ssim = metrics.ssim(*as_saved(image, scene), protocol, scene_scale(scene))
+        ssim = metrics.ssim(*compared(image, scene), protocol, scale_of(scene))
         return Quality(self.psnr(image, scene, protocol), ssim)
 
     def samples(
@@ -162,12 +159,17 @@ class SingleImageSuperResolution(Task):
         return PhotoSamples(network, data, settings, seed)
 
 
-def as_saved(image: np.ndarray, scene: "PhotoScene") -> tuple[np.ndarray, np.ndarray]:
-    """An image and the truth as files hold them, (3 or 1, H, W): a grey photograph has one channel."""
+def in_its_colours(image: np.ndarray, scene: "PhotoScene") -> np.ndarray:
+    """An image as files hold it, (3 or 1, H, W): that of a grey photograph has one channel."""
+    return image.mean(0, keepdims=True) if scene.grey else image
+
+
+def compared(image: np.ndarray, scene: "PhotoScene") -> tuple[np.ndarray, np.ndarray]:
+    """An image and the truth, as files hold them."""
     assert scene.truth is not None
-    return (image.mean(0, keepdims=True), scene.truth[:1]) if scene.grey else (image, scene.truth)
+    return in_its_colours(image, scene), in_its_colours(scene.truth, scene)
 
 
-def scene_scale(scene: Scene) -> int:
+def scale_of(scene: Scene) -> int:
     assert isinstance(scene.physics, SuperResolution)
     return scene.physics.scale

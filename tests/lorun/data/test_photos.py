@@ -4,7 +4,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from lorun.data import PhotoCrops, list_photos, principal_phi, read_colour, read_grey, to_grey
+from lorun.data import PhotoCrops, list_photos, principal_phi, read_colour, read_grey, save_photo, to_grey
 
 
 @pytest.fixture
@@ -44,6 +44,13 @@ def test_colours_are_read_as_they_were_written(tmp_path):
     np.testing.assert_allclose(read_colour(tmp_path / "rgb.png"), rgb.transpose(2, 0, 1) / 255, atol=1e-7)
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
     np.testing.assert_allclose(read_colour(tmp_path / "grey.png"), rgb[None, ..., 0] / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_photographs_are_read_as_they_were_saved(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (channels, 7, 5)).astype(np.float32) / 255
+    save_photo(tmp_path / "a.png", pixels)
+    np.testing.assert_allclose(read_colour(tmp_path / "a.png"), pixels, atol=1e-7)
 
 
 def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
